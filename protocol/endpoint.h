@@ -1,0 +1,92 @@
+/*
+ * The daemon's sockets.  The only file of the daemon's side that knows ZeroMQ.
+ *
+ * An endpoint is one ZeroMQ socket bound or connected to one or several addresses.  Messages are received frame by
+ * frame without copying and sent without copying where the memory can be lent.
+ */
+#ifndef PROTOCOL_ENDPOINT_H
+#define PROTOCOL_ENDPOINT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/error.h"
+
+enum endpoint_kind {
+	ENDPOINT_INGEST,    /* ROUTER, mandatory: frames carry the peer's identity in front */
+	ENDPOINT_SUBSCRIBE, /* SUB to everything */
+	ENDPOINT_PUBLISH,   /* XPUB, no silent drops */
+	ENDPOINT_CONTROL    /* ROUTER */
+};
+
+struct endpoint_options {
+	size_t message_bytes;  /* largest frame accepted */
+	int send_high_water;   /* messages queued for one peer */
+	int receive_high_water;
+	int io_threads;        /* of the context */
+};
+
+struct endpoint_context; /* ZeroMQ's context: its I/O threads */
+struct endpoint;
+
+int endpoint_context_new(int io_threads, struct endpoint_context **ret_context, struct error *err);
+void endpoint_context_free(struct endpoint_context *context); /* after all its endpoints; NULL is fine */
+
+/* Open a socket with no address.  Free with endpoint_free, which gives unsent messages up to linger_ms to leave. */
+int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, const struct endpoint_options *options,
+		 struct endpoint **ret_endpoint, struct error *err);
+void endpoint_free(struct endpoint *endpoint, int linger_ms);
+
+/*
+ * Bind to address, or connect to it where it is written ">ADDRESS" (or "@ADDRESS" to bind, which is the default of all
+ * kinds).  The error names the address.  endpoint_address returns what was bound (tcp://...:* made definite).
+ */
+int endpoint_attach(struct endpoint *endpoint, const char *address, struct error *err);
+const char *endpoint_address(const struct endpoint *endpoint);
+
+#define ENDPOINT_FRAMES_MAX 4
+
+/* A received message.  The bytes stay until the next endpoint_receive on this struct or endpoint_message_clear. */
+struct endpoint_message {
+	size_t n_frames; /* as many as were sent; only the first ENDPOINT_FRAMES_MAX are kept */
+	struct { const void *data; size_t size; } frame[ENDPOINT_FRAMES_MAX];
+	struct endpoint_storage *storage;
+};
+
+int endpoint_message_init(struct endpoint_message *message, struct error *err);
+void endpoint_message_clear(struct endpoint_message *message);
+
+/* Receive one message without waiting: 1 if there was one, 0 if not, negative on error. */
+int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message, struct error *err);
+
+/* A frame to send.  With release, data is lent and release(data, arg) is called, from any thread, once it has left. */
+struct endpoint_frame {
+	const void *data;
+	size_t size;
+	void (*release)(void *data, void *arg);
+	void *arg;
+};
+
+enum endpoint_sent {
+	ENDPOINT_SENT,
+	ENDPOINT_FULL,  /* the peer's queue is full: try again later (ROUTER) */
+	ENDPOINT_GONE,  /* no such peer any more (ROUTER) */
+	ENDPOINT_DROPPED /* left for all subscribers that had room; at least one had none (XPUB) */
+};
+
+/*
+ * Send the frames as one message without waiting.  Lent frames are released whatever happens, except when
+ * ENDPOINT_FULL is returned: then they are still the caller's.
+ */
+int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames, size_t n_frames,
+		  enum endpoint_sent *ret_sent, struct error *err);
+
+/*
+ * Wait until one of the endpoints with wanted[i] can be received from, one of the file descriptors can be read, or
+ * timeout_ms have passed (-1: for ever).  ready[i] and fd_ready[i] say which.  A signal ends the wait early.
+ */
+int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n_endpoints,
+		  const int *fds, bool *fd_ready, size_t n_fds, int timeout_ms, struct error *err);
+
+#endif
