@@ -9,8 +9,8 @@
  * back end, the precision, the window and the stream's rows up to it, bit for bit.  They do not depend on the other
  * segments of the batch, on how many windows a segment joins, on the number of threads, nor on rows that follow it.
  *
- * Threads: one thread submits, waits, exports and imports.  device_cache_new, device_cache_free and the host memory
- * functions may be called from another one meanwhile.
+ * Threads: one thread submits, exports and imports; a second one may wait meanwhile, and a third one may call cache_new,
+ * cache_free, host_alloc and host_free.
  */
 #ifndef MODEL_DEVICE_H
 #define MODEL_DEVICE_H
@@ -98,7 +98,10 @@ struct backend {
 	 */
 	int (*submit)(struct device *device, const struct batch *batch, struct error *err);
 
-	/* Wait for the oldest batch under way.  On failure no cache of that batch has advanced. */
+	/*
+	 * Wait for the oldest batch under way.  On failure no cache of that batch has advanced, and batches submitted
+	 * behind it fail as well.
+	 */
 	int (*wait)(struct device *device, struct error *err);
 };
 
