@@ -1,0 +1,426 @@
+/*
+ * The daemon's sockets over ZeroMQ: both ends of the straight line.  Nothing here waits but endpoint_poll.
+ *
+ * What a multipart message may run into shows at its first frame (a ROUTER's peer gone or full, a subscriber without
+ * room): ZeroMQ judges whole messages, so the frames behind an accepted first one always follow it.
+ */
+#include "protocol/endpoint.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <zmq.h>
+
+#define HEARTBEAT_INTERVAL_MS 5000
+#define HEARTBEAT_TIMEOUT_MS 15000 /* a peer silent for so long is gone; it is told the same about us */
+#define HANDSHAKE_MS 5000          /* a connection that has not said hello by then is closed */
+#define RECONNECT_MS 100           /* first pause, doubled up to the longest */
+#define RECONNECT_MAX_MS 5000
+#define KEEPALIVE_IDLE_S 60
+#define KEEPALIVE_INTERVAL_S 15
+#define KEEPALIVE_COUNT 4
+#define SOCKETS_MAX 64             /* of a context; connections do not count */
+#define POLL_MAX 16                /* endpoints and descriptors; as many as zmq_poll takes without allocating */
+#define ADDRESS_MAX 320
+#define SUBSCRIPTIONS_AT_ONCE 256
+
+struct endpoint_context {
+	void *zmq;
+};
+
+struct endpoint {
+	void *socket;
+	enum endpoint_kind kind;
+	char address[ADDRESS_MAX];
+};
+
+struct endpoint_storage {
+	zmq_msg_t kept[ENDPOINT_FRAMES_MAX];
+	size_t n_kept;
+};
+
+static int zmq_error(struct error *err, const char *what)
+{
+	return error_set(err, ERR_SYSTEM, "%s: %s", what, zmq_strerror(errno));
+}
+
+int endpoint_context_new(int io_threads, struct endpoint_context **ret_context, struct error *err)
+{
+	struct endpoint_context *context = calloc(1, sizeof *context);
+	int status;
+
+	if (!context)
+		return error_memory(err, "a ZeroMQ context");
+	context->zmq = zmq_ctx_new();
+	if (!context->zmq || zmq_ctx_set(context->zmq, ZMQ_IO_THREADS, io_threads) != 0
+	    || zmq_ctx_set(context->zmq, ZMQ_MAX_SOCKETS, SOCKETS_MAX) != 0) {
+		status = zmq_error(err, "ZeroMQ context");
+		endpoint_context_free(context);
+		return status;
+	}
+	*ret_context = context;
+	return 0;
+}
+
+void endpoint_context_free(struct endpoint_context *context)
+{
+	if (!context)
+		return;
+	if (context->zmq)
+		while (zmq_ctx_term(context->zmq) != 0 && errno == EINTR)
+			;
+	free(context);
+}
+
+struct option {
+	int name, value;
+};
+
+static int set_options(void *socket, const struct option *options, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (zmq_setsockopt(socket, options[i].name, &options[i].value, sizeof options[i].value) != 0)
+			return -1;
+	return 0;
+}
+
+/* What ZeroMQ would otherwise leave unlimited, off, or waiting for ever. */
+static int configure(void *socket, const struct endpoint_options *options)
+{
+	const int64_t largest = (int64_t)options->message_bytes;
+	const struct option common[] = {
+		{ZMQ_LINGER, 0},
+		{ZMQ_SNDHWM, options->send_high_water},
+		{ZMQ_RCVHWM, options->receive_high_water},
+		{ZMQ_HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS},
+		{ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS},
+		{ZMQ_HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS},
+		{ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS},
+		{ZMQ_RECONNECT_IVL, RECONNECT_MS},
+		{ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
+		{ZMQ_TCP_KEEPALIVE, 1},
+		{ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S},
+		{ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL_S},
+		{ZMQ_TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT}
+	};
+
+	if (zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest) != 0)
+		return -1;
+	return set_options(socket, common, sizeof common / sizeof *common);
+}
+
+static int configure_kind(void *socket, enum endpoint_kind kind)
+{
+	static const struct option ingest[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
+	static const struct option control[] = {{ZMQ_ROUTER_MANDATORY, 1}};
+	static const struct option publish[] = {{ZMQ_XPUB_NODROP, 1}};
+
+	switch (kind) {
+	case ENDPOINT_INGEST:
+		return set_options(socket, ingest, 2);
+	case ENDPOINT_CONTROL:
+		return set_options(socket, control, 1);
+	case ENDPOINT_PUBLISH:
+		return set_options(socket, publish, 1);
+	case ENDPOINT_SUBSCRIBE:
+		return zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "", 0);
+	}
+	return 0;
+}
+
+int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, const struct endpoint_options *options,
+		 struct endpoint **ret_endpoint, struct error *err)
+{
+	static const int types[] = {ZMQ_ROUTER, ZMQ_SUB, ZMQ_XPUB, ZMQ_ROUTER};
+	struct endpoint *endpoint = calloc(1, sizeof *endpoint);
+	int status;
+
+	if (!endpoint)
+		return error_memory(err, "an endpoint");
+	endpoint->kind = kind;
+	endpoint->socket = zmq_socket(context->zmq, types[kind]);
+	if (!endpoint->socket || configure(endpoint->socket, options) != 0
+	    || configure_kind(endpoint->socket, kind) != 0) {
+		status = zmq_error(err, "ZeroMQ socket");
+		endpoint_free(endpoint, 0);
+		return status;
+	}
+	*ret_endpoint = endpoint;
+	return 0;
+}
+
+void endpoint_free(struct endpoint *endpoint, int linger_ms)
+{
+	if (!endpoint)
+		return;
+	if (endpoint->socket) {
+		zmq_setsockopt(endpoint->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
+		zmq_close(endpoint->socket);
+	}
+	free(endpoint);
+}
+
+/* With IPv6 on, ZeroMQ reports an IPv4 address as [::ffff:127.0.0.1], which peers without IPv6 cannot connect to. */
+static bool is_ipv4(const char *address)
+{
+	const size_t scheme = strlen("tcp://");
+
+	if (strncmp(address, "tcp://", scheme) != 0)
+		return false;
+	address += scheme;
+	return address[0] != '\0' && address[strspn(address, "0123456789.")] == ':';
+}
+
+int endpoint_attach(struct endpoint *endpoint, const char *address, struct error *err)
+{
+	const bool connects = address[0] == '>';
+	size_t size = sizeof endpoint->address;
+	struct option ipv6 = {ZMQ_IPV6, 1};
+
+	if (address[0] == '>' || address[0] == '@')
+		address++;
+	ipv6.value = !is_ipv4(address);
+	if (set_options(endpoint->socket, &ipv6, 1) != 0 || (connects ? zmq_connect : zmq_bind)(endpoint->socket, address) != 0)
+		return error_set(err, ERR_SYSTEM, "cannot %s %s: %s", connects ? "connect to" : "bind to", address,
+				 zmq_strerror(errno));
+	if (zmq_getsockopt(endpoint->socket, ZMQ_LAST_ENDPOINT, endpoint->address, &size) != 0)
+		return zmq_error(err, address);
+	return 0;
+}
+
+const char *endpoint_address(const struct endpoint *endpoint)
+{
+	return endpoint->address;
+}
+
+int endpoint_message_init(struct endpoint_message *message, struct error *err)
+{
+	struct endpoint_storage *storage = calloc(1, sizeof *storage);
+
+	if (!storage)
+		return error_memory(err, "a message");
+	*message = (struct endpoint_message){.storage = storage};
+	return 0;
+}
+
+static void drop_frames(struct endpoint_message *message)
+{
+	struct endpoint_storage *storage = message->storage;
+
+	for (size_t i = 0; i < storage->n_kept; i++)
+		zmq_msg_close(&storage->kept[i]);
+	storage->n_kept = 0;
+	message->n_frames = 0;
+}
+
+void endpoint_message_clear(struct endpoint_message *message)
+{
+	if (!message->storage)
+		return;
+	drop_frames(message);
+	free(message->storage);
+	message->storage = NULL;
+}
+
+/* Receive one frame into frame, which is initialised here; false if there is none, or on error, with errno. */
+static bool receive_frame(void *socket, zmq_msg_t *frame)
+{
+	int size;
+
+	zmq_msg_init(frame);
+	do
+		size = zmq_msg_recv(frame, socket, ZMQ_DONTWAIT);
+	while (size < 0 && errno == EINTR);
+	if (size < 0)
+		zmq_msg_close(frame);
+	return size >= 0;
+}
+
+static void keep_frame(struct endpoint_message *message, zmq_msg_t *frame)
+{
+	const size_t i = message->storage->n_kept++;
+
+	message->frame[i].data = zmq_msg_data(frame);
+	message->frame[i].size = zmq_msg_size(frame);
+}
+
+int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message, struct error *err)
+{
+	struct endpoint_storage *storage = message->storage;
+	bool more = true;
+
+	drop_frames(message);
+	while (more) {
+		zmq_msg_t beyond;
+		const bool kept = storage->n_kept < ENDPOINT_FRAMES_MAX;
+		zmq_msg_t *frame = kept ? &storage->kept[storage->n_kept] : &beyond;
+
+		if (!receive_frame(endpoint->socket, frame)) {
+			const int status = errno == EAGAIN ? 0 : zmq_error(err, endpoint->address);
+
+			drop_frames(message);
+			return status;
+		}
+		more = zmq_msg_more(frame);
+		message->n_frames++;
+		if (kept)
+			keep_frame(message, frame);
+		else
+			zmq_msg_close(frame);
+	}
+	return 1;
+}
+
+static void release(const struct endpoint_frame *frame)
+{
+	if (frame->release)
+		frame->release((void *)(uintptr_t)frame->data, frame->arg);
+}
+
+static void release_all(const struct endpoint_frame *frames, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		release(&frames[i]);
+}
+
+/* Make a frame's copy, or lend its memory. */
+static int build(zmq_msg_t *msg, const struct endpoint_frame *frame)
+{
+	if (frame->release)
+		return zmq_msg_init_data(msg, (void *)(uintptr_t)frame->data, frame->size, frame->release, frame->arg);
+	if (zmq_msg_init_size(msg, frame->size) != 0)
+		return -1;
+	if (frame->size > 0)
+		memcpy(zmq_msg_data(msg), frame->data, frame->size);
+	return 0;
+}
+
+/* Hand a built frame to the socket; on failure, with errno, it is closed (and what was lent released). */
+static int send_built(void *socket, zmq_msg_t *msg, bool more)
+{
+	int size, failure;
+
+	do
+		size = zmq_msg_send(msg, socket, ZMQ_DONTWAIT | (more ? ZMQ_SNDMORE : 0));
+	while (size < 0 && errno == EINTR);
+	if (size >= 0)
+		return 0;
+	failure = errno;
+	zmq_msg_close(msg);
+	errno = failure;
+	return -1;
+}
+
+/* Send the first frame, always as a copy: whoever is refused here still has everything it lent. */
+static int send_first(void *socket, const struct endpoint_frame *frame, bool more)
+{
+	const struct endpoint_frame copied = {.data = frame->data, .size = frame->size};
+	zmq_msg_t msg;
+
+	if (build(&msg, &copied) != 0)
+		return -1;
+	return send_built(socket, &msg, more);
+}
+
+/*
+ * Send the frames behind an accepted first one.  Where memory runs out an empty frame takes a frame's place, as a
+ * message once begun has to be ended.
+ */
+static int send_following(void *socket, const struct endpoint_frame *frames, size_t n)
+{
+	int failure = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		zmq_msg_t msg;
+
+		if (build(&msg, &frames[i]) != 0) {
+			failure = errno;
+			release(&frames[i]);
+			zmq_msg_init(&msg);
+		}
+		if (send_built(socket, &msg, i + 1 < n) != 0)
+			failure = errno;
+	}
+	errno = failure;
+	return failure == 0 ? 0 : -1;
+}
+
+/* Send the first frame to the subscribers that have room, although one of them has none. */
+static int send_first_lossy(void *socket, const struct endpoint_frame *frame, bool more)
+{
+	const struct option drop = {ZMQ_XPUB_NODROP, 0}, keep = {ZMQ_XPUB_NODROP, 1};
+	int status = set_options(socket, &drop, 1);
+
+	if (status == 0)
+		status = send_first(socket, frame, more);
+	if (status == 0)
+		status = set_options(socket, &keep, 1);
+	return status;
+}
+
+/* Take what subscribers have sent, which is of no use here, but would be kept for us. */
+static void discard_subscriptions(void *socket)
+{
+	zmq_msg_t msg;
+
+	for (int i = 0; i < SUBSCRIPTIONS_AT_ONCE && receive_frame(socket, &msg); i++)
+		zmq_msg_close(&msg);
+}
+
+int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames, size_t n_frames,
+		  enum endpoint_sent *ret_sent, struct error *err)
+{
+	enum endpoint_sent sent = ENDPOINT_SENT;
+	int status;
+
+	if (endpoint->kind == ENDPOINT_PUBLISH)
+		discard_subscriptions(endpoint->socket);
+	status = send_first(endpoint->socket, &frames[0], n_frames > 1);
+	if (status != 0 && errno == EAGAIN && endpoint->kind == ENDPOINT_PUBLISH) {
+		sent = ENDPOINT_DROPPED;
+		status = send_first_lossy(endpoint->socket, &frames[0], n_frames > 1);
+	}
+	if (status != 0 && errno == EAGAIN) {
+		*ret_sent = ENDPOINT_FULL;
+		return 0;
+	}
+	if (status != 0 && errno == EHOSTUNREACH) {
+		release_all(frames, n_frames);
+		*ret_sent = ENDPOINT_GONE;
+		return 0;
+	}
+	if (status != 0) {
+		status = zmq_error(err, endpoint->address);
+		release_all(frames, n_frames);
+		return status;
+	}
+	release(&frames[0]);
+	if (send_following(endpoint->socket, frames + 1, n_frames - 1) != 0)
+		return zmq_error(err, endpoint->address);
+	*ret_sent = sent;
+	return 0;
+}
+
+int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n_endpoints,
+		  const int *fds, bool *fd_ready, size_t n_fds, int timeout_ms, struct error *err)
+{
+	zmq_pollitem_t items[POLL_MAX];
+	const int n = (int)(n_endpoints + n_fds);
+	int n_ready;
+
+	assert(n_endpoints + n_fds <= POLL_MAX);
+	for (size_t i = 0; i < n_endpoints; i++)
+		items[i] = (zmq_pollitem_t){.socket = endpoints[i]->socket, .events = wanted[i] ? ZMQ_POLLIN : 0};
+	for (size_t i = 0; i < n_fds; i++)
+		items[n_endpoints + i] = (zmq_pollitem_t){.fd = fds[i], .events = ZMQ_POLLIN};
+	n_ready = zmq_poll(items, n, timeout_ms);
+	if (n_ready < 0 && errno != EINTR)
+		return zmq_error(err, "waiting for messages");
+	for (size_t i = 0; i < n_endpoints; i++)
+		ready[i] = n_ready > 0 && items[i].revents != 0;
+	for (size_t i = 0; i < n_fds; i++)
+		fd_ready[i] = n_ready > 0 && items[n_endpoints + i].revents != 0;
+	return 0;
+}
