@@ -13,6 +13,8 @@
 
 #include <zmq.h>
 
+#include "protocol/tally.h"
+
 #define HEARTBEAT_INTERVAL_MS 5000
 #define HEARTBEAT_TIMEOUT_MS 15000 /* a peer silent for so long is gone; it is told the same about us */
 #define HANDSHAKE_MS 5000          /* a connection that has not said hello by then is closed */
@@ -33,6 +35,7 @@ struct endpoint_context {
 struct endpoint {
 	void *socket;
 	enum endpoint_kind kind;
+	struct tally *missed; /* of ENDPOINT_PUBLISH */
 	char address[ADDRESS_MAX];
 };
 
@@ -140,6 +143,13 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 	if (!endpoint)
 		return error_memory(err, "an endpoint");
 	endpoint->kind = kind;
+	if (kind == ENDPOINT_PUBLISH) {
+		endpoint->missed = tally_new();
+		if (!endpoint->missed) {
+			endpoint_free(endpoint, 0);
+			return error_memory(err, "an endpoint");
+		}
+	}
 	endpoint->socket = zmq_socket(context->zmq, types[kind]);
 	if (!endpoint->socket || configure(endpoint->socket, options) != 0
 	    || configure_kind(endpoint->socket, kind) != 0) {
@@ -159,6 +169,7 @@ void endpoint_free(struct endpoint *endpoint, int linger_ms)
 		zmq_setsockopt(endpoint->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
 		zmq_close(endpoint->socket);
 	}
+	tally_free(endpoint->missed);
 	free(endpoint);
 }
 
@@ -314,14 +325,35 @@ static int send_built(void *socket, zmq_msg_t *msg, bool more)
 }
 
 /* Send the first frame, always as a copy: whoever is refused here still has everything it lent. */
-static int send_first(void *socket, const struct endpoint_frame *frame, bool more)
+static int send_first(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more)
 {
-	const struct endpoint_frame copied = {.data = frame->data, .size = frame->size};
+	struct endpoint_frame copied = {.data = frame->data, .size = frame->size};
 	zmq_msg_t msg;
 
-	if (build(&msg, &copied) != 0)
+	if (endpoint->missed) {
+		copied.release = tally_release;
+		copied.data = tally_track(endpoint->missed, frame->data, frame->size, &copied.arg);
+		if (!copied.data)
+			return -1;
+	}
+	if (build(&msg, &copied) != 0) {
+		release(&copied);
 		return -1;
-	return send_built(socket, &msg, more);
+	}
+	return send_built(endpoint->socket, &msg, more);
+}
+
+/* Send the first frame to the subscribers that have room, although one of them has none. */
+static int send_first_lossy(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more)
+{
+	const struct option drop = {ZMQ_XPUB_NODROP, 0}, keep = {ZMQ_XPUB_NODROP, 1};
+	int status = set_options(endpoint->socket, &drop, 1);
+
+	if (status == 0)
+		status = send_first(endpoint, frame, more);
+	if (status == 0)
+		status = set_options(endpoint->socket, &keep, 1);
+	return status;
 }
 
 /*
@@ -347,19 +379,6 @@ static int send_following(void *socket, const struct endpoint_frame *frames, siz
 	return failure == 0 ? 0 : -1;
 }
 
-/* Send the first frame to the subscribers that have room, although one of them has none. */
-static int send_first_lossy(void *socket, const struct endpoint_frame *frame, bool more)
-{
-	const struct option drop = {ZMQ_XPUB_NODROP, 0}, keep = {ZMQ_XPUB_NODROP, 1};
-	int status = set_options(socket, &drop, 1);
-
-	if (status == 0)
-		status = send_first(socket, frame, more);
-	if (status == 0)
-		status = set_options(socket, &keep, 1);
-	return status;
-}
-
 /* Take what subscribers have sent, which is of no use here, but would be kept for us. */
 static void discard_subscriptions(void *socket)
 {
@@ -369,36 +388,57 @@ static void discard_subscriptions(void *socket)
 		zmq_msg_close(&msg);
 }
 
+/* Send the first frame to every subscriber that has room. */
+static int publish_first(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more,
+			 enum endpoint_sent *ret_sent)
+{
+	bool dropped = false;
+	int status;
+
+	discard_subscriptions(endpoint->socket);
+	status = send_first(endpoint, frame, more);
+	if (status != 0 && errno == EAGAIN) {
+		dropped = true;
+		status = send_first_lossy(endpoint, frame, more);
+	}
+	*ret_sent = tally_missed(endpoint->missed, dropped) ? ENDPOINT_DROPPED : ENDPOINT_SENT;
+	return status;
+}
+
+/* Send the first frame to the peer that it names, if that is there and has room. */
+static int address_first(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more,
+			 enum endpoint_sent *ret_sent)
+{
+	int status = send_first(endpoint, frame, more);
+
+	*ret_sent = ENDPOINT_SENT;
+	if (status != 0 && (errno == EAGAIN || errno == EHOSTUNREACH)) {
+		*ret_sent = errno == EAGAIN ? ENDPOINT_FULL : ENDPOINT_GONE;
+		status = 0;
+	}
+	return status;
+}
+
 int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames, size_t n_frames,
 		  enum endpoint_sent *ret_sent, struct error *err)
 {
-	enum endpoint_sent sent = ENDPOINT_SENT;
+	enum endpoint_sent sent;
 	int status;
 
-	if (endpoint->kind == ENDPOINT_PUBLISH)
-		discard_subscriptions(endpoint->socket);
-	status = send_first(endpoint->socket, &frames[0], n_frames > 1);
-	if (status != 0 && errno == EAGAIN && endpoint->kind == ENDPOINT_PUBLISH) {
-		sent = ENDPOINT_DROPPED;
-		status = send_first_lossy(endpoint->socket, &frames[0], n_frames > 1);
-	}
-	if (status != 0 && errno == EAGAIN) {
-		*ret_sent = ENDPOINT_FULL;
-		return 0;
-	}
-	if (status != 0 && errno == EHOSTUNREACH) {
-		release_all(frames, n_frames);
-		*ret_sent = ENDPOINT_GONE;
-		return 0;
-	}
+	status = (endpoint->kind == ENDPOINT_PUBLISH ? publish_first : address_first)(endpoint, &frames[0], n_frames > 1,
+										      &sent);
 	if (status != 0) {
 		status = zmq_error(err, endpoint->address);
 		release_all(frames, n_frames);
 		return status;
 	}
-	release(&frames[0]);
-	if (send_following(endpoint->socket, frames + 1, n_frames - 1) != 0)
-		return zmq_error(err, endpoint->address);
+	if (sent == ENDPOINT_GONE)
+		release_all(frames, n_frames);
+	if (sent == ENDPOINT_SENT || sent == ENDPOINT_DROPPED) {
+		release(&frames[0]);
+		if (send_following(endpoint->socket, frames + 1, n_frames - 1) != 0)
+			return zmq_error(err, endpoint->address);
+	}
 	*ret_sent = sent;
 	return 0;
 }

@@ -72,12 +72,12 @@ enum endpoint_sent {
 	ENDPOINT_SENT,
 	ENDPOINT_FULL,  /* the peer's queue is full: try again later (ROUTER) */
 	ENDPOINT_GONE,  /* no such peer any more (ROUTER) */
-	ENDPOINT_DROPPED /* left for all subscribers that had room; at least one had none (XPUB) */
+	ENDPOINT_DROPPED /* left for all subscribers that had room; at least one had none, or may have had (XPUB) */
 };
 
 /*
- * Send the frames as one message without waiting.  Lent frames are released whatever happens, except when
- * ENDPOINT_FULL is returned: then they are still the caller's.
+ * Send the frames as one message without waiting; the first, an identity or a topic, is copied in any case.  Lent
+ * frames are released whatever happens, except when ENDPOINT_FULL is returned: then they are still the caller's.
  */
 int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames, size_t n_frames,
 		  enum endpoint_sent *ret_sent, struct error *err);

@@ -37,7 +37,7 @@ enum message_event { EVENT_GAP, EVENT_RESET, EVENT_CLOSED, EVENT_EVICTED };
  */
 struct message {
 	enum message_type type;
-	uint64_t epoch;
+	uint64_t epoch; /* of an error only with REFUSED_STALE_EPOCH: the stream's */
 	bool has_pos, has_from, has_got, has_t, has_layer, has_expected, has_shape;
 	uint64_t pos;
 	uint64_t from;
