@@ -118,6 +118,7 @@ struct device {
 /*
  * Open the device called name: "cpu", "cuda", "cuda:N", or "auto" for the first of cuda and cpu that can serve the
  * model (options->index is taken from the name).  An unknown name is ERR_ARGUMENT and lists the known ones.
+ * When auto succeeds, err->text says why better devices were passed over; it is empty if none was.
  */
 int device_open(const char *name, const struct model *model, const struct device_options *options,
 		struct device **ret_device, struct error *err);

@@ -1,0 +1,37 @@
+/* The wrapper around xxHash's streaming XXH3-128. */
+#include "model/hash.h"
+
+#include <stdio.h>
+#include <xxhash.h>
+
+/* struct hash stands for XXH3_state_t, which headers shall not see. */
+
+int hash_new(struct hash **ret_hash, struct error *err)
+{
+	XXH3_state_t *state = XXH3_createState();
+
+	if (!state)
+		return error_memory(err, "a hash");
+	XXH3_128bits_reset(state);
+	*ret_hash = (struct hash *)state;
+	return 0;
+}
+
+void hash_free(struct hash *hash)
+{
+	XXH3_freeState((XXH3_state_t *)hash);
+}
+
+void hash_update(struct hash *hash, const void *data, size_t size)
+{
+	if (size)
+		XXH3_128bits_update((XXH3_state_t *)hash, data, size);
+}
+
+void hash_text(const struct hash *hash, char ret_text[HASH_TEXT])
+{
+	XXH128_hash_t value = XXH3_128bits_digest((const XXH3_state_t *)hash);
+
+	snprintf(ret_text, HASH_TEXT, "%016llx%016llx", (unsigned long long)value.high64,
+		 (unsigned long long)value.low64);
+}
