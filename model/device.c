@@ -60,7 +60,7 @@ int device_open(const char *name, const struct model *model, const struct device
 		struct device **ret_device, struct error *err)
 {
 	struct device_options indexed = *options;
-	const struct backend *backend;
+	const struct backend *backend = NULL;
 	int rc;
 
 	if (!strcmp(name, "auto")) {

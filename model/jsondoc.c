@@ -120,8 +120,8 @@ int jsondoc_read(const char *path, struct jsondoc **ret_root, struct error *err)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	struct error why;
-	size_t length;
-	char *text;
+	size_t length = 0;
+	char *text = NULL;
 	int rc;
 
 	if (fd < 0)

@@ -218,7 +218,7 @@ static int header_length(const struct safetensors *file, size_t *ret_length, str
 static int parse_header(struct safetensors *file, struct error *err)
 {
 	struct error why;
-	size_t length;
+	size_t length = 0;
 	int rc = header_length(file, &length, err);
 
 	if (rc)
@@ -290,8 +290,8 @@ static int map_file(int fd, const char *path, void **ret_bytes, size_t *ret_size
 int safetensors_open(const char *path, struct safetensors **ret_file, struct error *err)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	void *bytes;
-	size_t size;
+	void *bytes = NULL;
+	size_t size = 0;
 	int rc;
 
 	if (fd < 0)

@@ -101,17 +101,13 @@ static void load_input_ids(const struct safetensors *file, const char *name, str
 
 	if (!found)
 		return;
-	if (found->n != golden->rows || strcmp(found->format, "I64"))
+	if (found->n != golden->rows || !found->has_dtype || dtype_is_float(found->dtype))
 		fail(name, "input_ids");
 	golden->input_ids = malloc(golden->rows * sizeof *golden->input_ids);
 	if (!golden->input_ids)
 		fail(name, "out of memory");
-	for (size_t i = 0; i < golden->rows; i++) {
-		int64_t id;
-
-		memcpy(&id, (const char *)found->data + i * sizeof id, sizeof id);
-		golden->input_ids[i] = (int32_t)id;
-	}
+	for (size_t i = 0; i < golden->rows; i++)
+		golden->input_ids[i] = (int32_t)dtype_token(found->dtype, found->data, i);
 }
 
 void golden_load(const char *name, struct golden *ret_golden)
