@@ -1,0 +1,274 @@
+/*
+ * The middle of the straight line: full windows join a batch, the worker runs it, its streams move on.
+ *
+ * Batching is work-conserving: whenever the device has room, all that is ready goes, one window a stream first and then,
+ * in turn, further windows of streams that have them queued, which makes long segments of replayed recordings.
+ */
+#include "daemon/server.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define FAILURES_MAX 3
+
+int batch_init(struct server *server, struct error *err)
+{
+	struct device *device = server->device;
+
+	for (size_t i = 0; i < device->depth; i++) {
+		struct server_job *job = &server->jobs[i];
+
+		job->segments = calloc(device->max_segments, sizeof *job->segments);
+		job->windows = calloc(device->max_rows / device->window, sizeof *job->windows);
+		job->entries = calloc(device->max_segments, sizeof *job->entries);
+		if (!job->segments || !job->windows || !job->entries)
+			return error_memory(err, "batch");
+	}
+	return 0;
+}
+
+void batch_free(struct server *server)
+{
+	for (size_t i = 0; i < sizeof server->jobs / sizeof server->jobs[0]; i++) {
+		free(server->jobs[i].segments);
+		free(server->jobs[i].windows);
+		free(server->jobs[i].entries);
+	}
+}
+
+/* --- forming a batch --- */
+
+/* Share the batch's rows out among the ready streams: job->entries[].stream and .rows. */
+static void share_out(struct server *server, struct server_job *job)
+{
+	size_t window = server->config->window, room = server->device->max_rows / window;
+	struct link *link = list_first(&server->ready), *next;
+	bool grew = true;
+
+	job->n_entries = 0;
+	for (; link && room && job->n_entries < server->device->max_segments; link = next) {
+		struct stream *stream = list_entry(link, struct stream, ready);
+		size_t rows = stream_more(server, stream, 0);
+
+		next = list_next(&server->ready, link);
+		if (rows) {
+			job->entries[job->n_entries++] = (struct entry){ .stream = stream, .rows = rows };
+			room--;
+		} else { /* what made it ready was taken away: a stall, a rewind */
+			list_remove(link);
+		}
+	}
+	while (grew) {
+		grew = false;
+		for (size_t i = 0; i < job->n_entries && room; i++) {
+			size_t more = stream_more(server, job->entries[i].stream, job->entries[i].rows);
+
+			job->entries[i].rows += more;
+			room -= more > 0;
+			grew |= more > 0;
+		}
+	}
+}
+
+static struct hidden *take_hidden(struct server *server, const struct block *block, uint64_t first, size_t rows)
+{
+	size_t window = server->config->window;
+	size_t head = (sizeof(struct hidden) + 63) / 64 * 64;
+	struct hidden *hidden = pool_take(server->hiddens);
+
+	if (!hidden)
+		return NULL;
+	hidden->next = NULL;
+	hidden->pool = server->hiddens;
+	atomic_init(&hidden->refs, 1);
+	hidden->first = first;
+	hidden->row = hidden->output = 0;
+	hidden->end = rows;
+	hidden->published = false;
+	hidden->has_t = block->has_t;
+	hidden->t = block->t;
+	hidden->t_row = block->t_row;
+	hidden->position = (uint64_t *)(void *)((char *)hidden + head);
+	hidden->data = (unsigned char *)hidden + head + (window * sizeof(uint64_t) + 63) / 64 * 64;
+	memcpy(hidden->position, block->position, rows * sizeof *hidden->position);
+	return hidden;
+}
+
+/* Give an entry's hidden states back unused. */
+static void drop_hidden(struct entry *entry)
+{
+	while (entry->hidden) {
+		struct hidden *hidden = entry->hidden;
+
+		entry->hidden = hidden->next;
+		hidden_release(hidden);
+	}
+}
+
+/* Fill in an entry's segment and windows.  false: out of memory for hidden states. */
+static bool fill_segment(struct server *server, struct entry *entry, struct segment *segment, struct window *windows)
+{
+	size_t window = server->config->window;
+	struct stream *stream = entry->stream;
+	struct block *block = stream->unsubmitted;
+	struct hidden **last = &entry->hidden;
+
+	entry->hidden = NULL;
+	for (size_t row = 0; row < entry->rows; row += window, block = block->next, windows++) {
+		size_t rows = entry->rows - row < window ? entry->rows - row : window;
+
+		*last = take_hidden(server, block, stream->submitted + row, rows);
+		if (!*last) {
+			drop_hidden(entry);
+			return false;
+		}
+		windows->rows = block->rows;
+		windows->hidden = (*last)->data;
+		last = &(*last)->next;
+	}
+	segment->cache = stream->cache;
+	segment->rows = entry->rows;
+	return true;
+}
+
+/* The entry is in the batch: its rows are no longer waiting. */
+static void submit_rows(struct server *server, struct entry *entry)
+{
+	struct stream *stream = entry->stream;
+	size_t window = server->config->window;
+
+	for (size_t n = entry->rows / window; n > 0; n--)
+		stream->unsubmitted = stream->unsubmitted->next;
+	if (stream->flushed < stream->submitted + entry->rows)
+		stream->flushed = stream->submitted + entry->rows;
+	stream->submitted += entry->rows / window * window;
+	stream->in_flight++;
+	if (stream->flushed == stream->accepted) {
+		list_remove(&stream->unflushed);
+	} else if (link_listed(&stream->unflushed)) { /* newer rows have begun to wait */
+		stream->unflushed_ms = server->now_ms;
+		list_append(&server->unflushed, &stream->unflushed);
+	}
+	list_remove(&stream->ready);
+	stream_wake(server, stream); /* what it has left waits behind the others */
+}
+
+static bool form(struct server *server, struct server_job *job)
+{
+	struct window *windows = job->windows;
+	size_t n = 0;
+
+	share_out(server, job);
+	for (; n < job->n_entries; n++) {
+		struct entry *entry = &job->entries[n];
+
+		job->segments[n].windows = windows;
+		if (!fill_segment(server, entry, &job->segments[n], windows))
+			break;
+		windows += (entry->rows + server->config->window - 1) / server->config->window;
+	}
+	if (n < job->n_entries)
+		log_warning("out of memory for hidden states: %zu of %zu streams wait", job->n_entries - n, job->n_entries);
+	job->n_entries = n;
+	for (size_t i = 0; i < n; i++)
+		submit_rows(server, &job->entries[i]);
+	job->job.batch = (struct batch){ .segments = job->segments, .n_segments = n };
+	return n > 0;
+}
+
+void batch_start(struct server *server)
+{
+	if (server->failures && server->jobs_busy)
+		return; /* until all that went down with the failed batch is collected */
+	while (server->jobs_busy < server->device->depth && !list_empty(&server->ready)) {
+		struct server_job *job = &server->jobs[server->jobs[0].busy ? 1 : 0];
+
+		if (!form(server, job))
+			return;
+		job->busy = true;
+		server->jobs_busy++;
+		server->stats.batches++;
+		worker_submit(server->worker, &job->job);
+	}
+}
+
+/* --- after a batch --- */
+
+/* The entry's windows are computed: the cache has moved on, hidden states go to the outbox. */
+static void advance(struct server *server, struct entry *entry)
+{
+	size_t window = server->config->window;
+	struct stream *stream = entry->stream;
+
+	for (size_t n = entry->rows / window; n > 0; n--) {
+		struct block *block = stream->blocks;
+
+		stream->blocks = block->next;
+		if (stream->last_block == block)
+			stream->last_block = NULL;
+		pool_give(server->blocks, block);
+		server->stats.windows++;
+	}
+	stream->computed += entry->rows / window * window;
+	if (!entry->hidden)
+		return;
+	if (stream->outbox)
+		stream->last_outbox->next = entry->hidden;
+	else
+		stream->outbox = entry->hidden;
+	for (stream->last_outbox = entry->hidden; stream->last_outbox->next;)
+		stream->last_outbox = stream->last_outbox->next;
+}
+
+/* The batch failed and no cache moved: its rows wait again. */
+static void take_back(struct server *server, struct entry *entry)
+{
+	struct stream *stream = entry->stream;
+
+	drop_hidden(entry);
+	stream->submitted = stream->computed;
+	stream->flushed = stream->computed;
+	stream->unsubmitted = stream->blocks;
+	stream_wake(server, stream);
+}
+
+/* Consecutive failures that are no accident mean that the device is of no more use. */
+static int judge(struct server *server, const struct error *error, struct error *err)
+{
+	server->stats.failed_batches++;
+	log_error("batch failed: %s", error->text);
+	if (error->code == ERR_DEVICE_LOST || ++server->failures >= FAILURES_MAX) {
+		*err = *error;
+		return error->code;
+	}
+	return 0;
+}
+
+int batch_finish(struct server *server, struct error *err)
+{
+	struct job *done;
+	int rc = 0;
+
+	while (!rc && (done = worker_collect(server->worker))) {
+		struct server_job *job = list_entry(done, struct server_job, job);
+
+		job->busy = false;
+		server->jobs_busy--;
+		if (!done->error.code)
+			server->failures = 0;
+		else if (!done->skipped)
+			rc = judge(server, &done->error, err);
+		for (size_t i = 0; i < job->n_entries; i++) {
+			struct entry *entry = &job->entries[i];
+
+			entry->stream->in_flight--;
+			if (done->error.code)
+				take_back(server, entry);
+			else
+				advance(server, entry);
+		}
+		for (size_t i = 0; i < job->n_entries && !done->error.code; i++)
+			publish_hidden(server, job->entries[i].stream);
+	}
+	return rc;
+}

@@ -1,0 +1,233 @@
+/*
+ * The control socket: one request, one answer.  A table names the commands; each writes what its answer holds.
+ */
+#include "daemon/server.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "protocol/control.h"
+
+#define ANSWER_BYTES ((size_t)256 << 10)
+#define STREAMS_MAX 1000 /* in one answer */
+
+typedef int command(struct server *server, const struct control *request, struct control_writer *answer, struct error *err);
+
+static const char *const phases[] = {
+	[SERVER_SERVING] = "serving", [SERVER_DRAINING] = "draining", [SERVER_STOPPING] = "stopping"
+};
+
+static void put_addresses(struct control_writer *answer, const char *name, const struct endpoint *endpoint)
+{
+	if (endpoint && endpoint_address(endpoint))
+		control_put_str(answer, name, endpoint_address(endpoint));
+}
+
+static void put_counters(struct server *server, struct control_writer *answer)
+{
+	const struct stats *stats = &server->stats;
+	const struct {
+		const char *name;
+		uint64_t value;
+	} counters[] = {
+		{ "messages_in", stats->messages_in }, { "rows_in", stats->rows_in }, { "rows_out", stats->rows_out },
+		{ "windows", stats->windows }, { "batches", stats->batches }, { "failed_batches", stats->failed_batches },
+		{ "duplicate_rows", stats->duplicate_rows }, { "gaps", stats->gaps }, { "dropped_messages", stats->drops },
+		{ "stalls", stats->stalls },
+	};
+
+	for (size_t i = 0; i < sizeof counters / sizeof counters[0]; i++)
+		control_put_uint(answer, counters[i].name, counters[i].value);
+	control_open_map(answer, "refused");
+	for (int i = 0; i < REFUSAL_COUNT; i++)
+		if (stats->refused[i])
+			control_put_uint(answer, refusal_name(ERR_REFUSED - i), stats->refused[i]);
+	control_close(answer);
+}
+
+static int command_status(struct server *server, const struct control *request, struct control_writer *answer,
+			  struct error *err)
+{
+	const struct device *device = server->device;
+	struct timespec now;
+
+	(void)request;
+	(void)err;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	control_put_str(answer, "version", PACKAGE_VERSION);
+	control_put_str(answer, "state", phases[server->phase]);
+	control_put_float(answer, "uptime_s", (double)now.tv_sec + (double)now.tv_nsec / 1e9 - (double)server->started_ns / 1e9);
+	control_put_str(answer, "model", server->config->model);
+	control_put_str(answer, "fingerprint", server->model->fingerprint);
+	control_put_uint(answer, "hidden_size", server->model->shape.hidden_size);
+	control_put_uint(answer, "layers", server->model->shape.num_layers);
+	control_put_str(answer, "device", device->description);
+	control_put_str(answer, "precision", precision_name(device->precision));
+	control_put_uint(answer, "window", device->window);
+	control_put_uint(answer, "batch_rows", device->max_rows);
+	control_put_uint(answer, "credit_rows", server->config->limits.credit_rows);
+	control_open_map(answer, "sockets");
+	put_addresses(answer, "ingest", server->ingest);
+	put_addresses(answer, "subscribe", server->subscribe);
+	put_addresses(answer, "publish", server->publish);
+	put_addresses(answer, "control", server->control);
+	control_close(answer);
+	control_put_uint(answer, "streams", server->streams.n);
+	control_put_uint(answer, "peers", server->peers.n);
+	control_put_uint(answer, "cache_bytes", server->streams.n * shape_cache_floats(&server->model->shape) * sizeof(float));
+	control_put_uint(answer, "queue_bytes", pool_bytes(server->blocks) + pool_bytes(server->hiddens));
+	control_put_float(answer, "worker_busy_s", (double)worker_busy_ns(server->worker) / 1e9);
+	put_counters(server, answer);
+	return 0;
+}
+
+static void put_stream(struct control_writer *answer, const struct stream *stream)
+{
+	static const char *const names[] = {
+		[STREAM_LIVE] = "live", [STREAM_RETIRED] = "retired", [STREAM_ENDING] = "ending"
+	};
+
+	control_open_map(answer, NULL);
+	control_put_bin(answer, "stream", stream->id, stream->id_size);
+	control_put_str(answer, "state", names[stream->phase]);
+	control_put_uint(answer, "epoch", stream->epoch);
+	control_put_uint(answer, "next", stream->next);
+	control_put_uint(answer, "done", stream->done == stream->accepted ? stream->next : stream->emitted);
+	control_put_uint(answer, "queued_rows", stream->accepted - stream->done);
+	control_put_str(answer, "feeder", !stream->feeder ? "none" : stream->feeder->router ? "ingest" : "subscribe");
+	control_close(answer);
+}
+
+/* streams {prefix?}: up to STREAMS_MAX of them, and how many there are. */
+static int command_streams(struct server *server, const struct control *request, struct control_writer *answer,
+			   struct error *err)
+{
+	const struct table_entry *entry = NULL;
+	const char *prefix = NULL;
+	size_t prefix_size = 0, listed = 0, matching = 0;
+
+	if (control_get_bytes(request, "prefix", &prefix, &prefix_size, err))
+		return err->code;
+	control_open_array(answer, "streams");
+	while ((entry = table_next(&server->streams, entry))) {
+		if (entry->key_size < prefix_size || memcmp(entry->key, prefix, prefix_size))
+			continue;
+		matching++;
+		if (listed < STREAMS_MAX) {
+			put_stream(answer, list_entry(entry, const struct stream, entry));
+			listed++;
+		}
+	}
+	control_close(answer);
+	control_put_uint(answer, "total", matching);
+	return 0;
+}
+
+/* The stream that the request's key "stream" names. */
+static int find(struct server *server, const struct control *request, struct stream **ret_stream, struct error *err)
+{
+	const char *id = NULL;
+	size_t id_size = 0;
+
+	if (control_get_bytes(request, "stream", &id, &id_size, err))
+		return err->code;
+	if (!id)
+		return error_set(err, REFUSED_BAD_HEADER, "stream: missing, expected a stream id");
+	*ret_stream = stream_find(server, id, id_size);
+	return *ret_stream ? 0 : error_set(err, REFUSED_CLOSED, "no such stream is open");
+}
+
+/* reset {stream}: a new epoch with a zero cache. */
+static int command_reset(struct server *server, const struct control *request, struct control_writer *answer,
+			 struct error *err)
+{
+	struct stream *stream, *life;
+
+	if (find(server, request, &stream, err) || stream_reset(server, stream, "reset by request", &life, err))
+		return err->code;
+	life->source_epoch = life->epoch;
+	control_put_uint(answer, "epoch", life->epoch);
+	list_add(&server->dirty, &life->dirty);
+	stream_install(server, life);
+	return 0;
+}
+
+/* close {stream}: as if its producer had closed it. */
+static int command_close(struct server *server, const struct control *request, struct control_writer *answer,
+			 struct error *err)
+{
+	struct stream *stream;
+
+	if (find(server, request, &stream, err))
+		return err->code;
+	control_put_uint(answer, "next", stream->next);
+	stream_end(server, stream, EVENT_CLOSED);
+	return 0;
+}
+
+/* drain: take no more input; what was accepted goes out. */
+static int command_drain(struct server *server, const struct control *request, struct control_writer *answer,
+			 struct error *err)
+{
+	(void)request;
+	(void)err;
+	server_drain(server, false);
+	control_put_str(answer, "state", phases[server->phase]);
+	return 0;
+}
+
+static const struct {
+	const char *name;
+	command *run;
+} commands[] = {
+	{ "status", command_status }, { "streams", command_streams }, { "reset", command_reset },
+	{ "close", command_close }, { "drain", command_drain },
+};
+
+static int run(struct server *server, const void *bytes, size_t size, struct control_writer *answer, struct error *err)
+{
+	struct control request;
+	const char *cmd = NULL;
+	size_t length = 0;
+
+	if (control_read(bytes, size, &request, err) || control_get_bytes(&request, "cmd", &cmd, &length, err))
+		return err->code;
+	for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+		if (cmd && strlen(commands[i].name) == length && !memcmp(commands[i].name, cmd, length))
+			return commands[i].run(server, &request, answer, err);
+	return error_set(err, REFUSED_BAD_HEADER, "cmd: expected one of status, streams, reset, close, drain");
+}
+
+static int answer_request(struct server *server, size_t frame, struct error *err)
+{
+	static unsigned char buffer[ANSWER_BYTES];
+	struct control_writer answer;
+	struct error refused;
+	enum endpoint_sent sent;
+	size_t length;
+
+	control_begin_answer(&answer, buffer, sizeof buffer);
+	if (run(server, server->message.frame[frame].data, server->message.frame[frame].size, &answer, &refused))
+		control_begin_refusal(&answer, buffer, sizeof buffer, refused.code, refused.text);
+	length = control_finish(&answer);
+	if (length > sizeof buffer) {
+		control_begin_refusal(&answer, buffer, sizeof buffer, REFUSED_INTERNAL, "the answer is too long");
+		length = control_finish(&answer);
+	}
+	return control_answer(server->control, &server->message, buffer, length, &sent, err);
+}
+
+int commands_receive(struct server *server, struct error *err)
+{
+	int rc;
+
+	while ((rc = endpoint_receive(server->control, &server->message, err)) > 0) {
+		size_t frame = control_request_frame(&server->message);
+
+		rc = frame ? answer_request(server, frame, err) : 0;
+		if (rc)
+			return rc;
+	}
+	return rc;
+}

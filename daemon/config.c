@@ -1,0 +1,512 @@
+/*
+ * The configuration.  One table names every key with its kind, default, bounds and meaning; reading, overriding and
+ * printing walk that table.  The only file that knows libyaml.
+ */
+#include "daemon/config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <yaml.h>
+
+enum kind { KIND_STRING, KIND_STRINGS, KIND_UINT, KIND_SECONDS, KIND_CHOICE };
+
+struct choice {
+	const char *name;
+	int value;
+};
+
+struct key {
+	const char *name; /* "section.key" */
+	enum kind kind;
+	size_t offset;        /* in struct config */
+	const char *fallback; /* as YAML */
+	const char *help;
+	uint64_t least, most;         /* KIND_UINT */
+	bool automatic;               /* KIND_UINT: "auto" is written for 0 */
+	const struct choice *choices; /* KIND_CHOICE */
+};
+
+static const struct choice precisions[] = {
+	{ "auto", PRECISION_AUTO }, { "float32", PRECISION_FLOAT32 }, { "bfloat16", PRECISION_BFLOAT16 }, { NULL, 0 }
+};
+static const struct choice dtypes[] = {
+	{ "float32", DTYPE_FLOAT32 }, { "float16", DTYPE_FLOAT16 }, { "bfloat16", DTYPE_BFLOAT16 }, { NULL, 0 }
+};
+static const struct choice rows[] = { { "all", ROWS_ALL }, { "last", ROWS_LAST }, { NULL, 0 } };
+static const struct choice gaps[] = {
+	{ "auto", GAP_AUTO }, { "reject", GAP_REJECT }, { "reset", GAP_RESET }, { "skip", GAP_SKIP }, { NULL, 0 }
+};
+static const struct choice levels[] = {
+	{ "error", LOG_LEVEL_ERROR }, { "warning", LOG_LEVEL_WARNING }, { "notice", LOG_LEVEL_NOTICE },
+	{ "info", LOG_LEVEL_INFO }, { "debug", LOG_LEVEL_DEBUG }, { NULL, 0 }
+};
+
+#define AT(field) offsetof(struct config, field)
+#define GIB (UINT64_C(1) << 30)
+
+static const struct key keys[] = {
+	{ "model", KIND_STRING, AT(model), "", "folder of the checkpoint (config.json, *.safetensors); required", 0, 0, false, NULL },
+	{ "device", KIND_STRING, AT(device), "auto", "auto, cpu, cuda or cuda:N; auto takes a GPU that fits the model", 0, 0, false, NULL },
+	{ "precision", KIND_CHOICE, AT(precision), "auto",
+	  "auto, float32 or bfloat16; auto follows the checkpoint where the device is good at it", 0, 0, false, precisions },
+	{ "threads", KIND_UINT, AT(threads), "auto", "CPU threads; auto: as many as the process may use", 1, 1024, true, NULL },
+	{ "window", KIND_UINT, AT(window), "256", "rows; caches advance by whole windows", 1, 65536, false, NULL },
+	{ "output.dtype", KIND_CHOICE, AT(output.dtype), "float32", "of hidden states: float32, float16 or bfloat16", 0, 0, false, dtypes },
+	{ "output.rows", KIND_CHOICE, AT(output.rows), "all", "all, or last: only the last row of each window", 0, 0, false, rows },
+	{ "output.layers", KIND_STRINGS, AT(output.layers), "[final]",
+	  "which hidden states: final (after the last norm) or layer numbers from 0", 0, 0, false, NULL },
+	{ "sockets.ingest", KIND_STRINGS, AT(sockets.ingest), "[\"tcp://127.0.0.1:5701\"]",
+	  "ROUTER for producers; an address, or >ADDRESS to connect", 0, 0, false, NULL },
+	{ "sockets.subscribe", KIND_STRINGS, AT(sockets.subscribe), "[]",
+	  "SUB for producers that publish; >ADDRESS connects to one that binds", 0, 0, false, NULL },
+	{ "sockets.publish", KIND_STRINGS, AT(sockets.publish), "[\"tcp://127.0.0.1:5702\"]", "XPUB for consumers", 0, 0, false, NULL },
+	{ "sockets.control", KIND_STRINGS, AT(sockets.control), "[auto]",
+	  "ROUTER for mamba2ctl; auto: an ipc socket in the runtime folder", 0, 0, false, NULL },
+	{ "streams.max", KIND_UINT, AT(streams.max), "1024", "streams open at once", 1, 10000000, false, NULL },
+	{ "streams.idle_timeout", KIND_SECONDS, AT(streams.idle_timeout), "0",
+	  "seconds without a message after which a stream is closed; 0: never", 0, 0, false, NULL },
+	{ "streams.on_gap", KIND_CHOICE, AT(streams.on_gap), "auto",
+	  "when rows are missing: reject, reset or skip; auto: reject on ROUTER, reset on SUB", 0, 0, false, gaps },
+	{ "streams.flush_after", KIND_SECONDS, AT(streams.flush_after), "0",
+	  "seconds after which the rows of an unfinished window are emitted; 0: never", 0, 0, false, NULL },
+	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864", "bytes; largest payload accepted", 1024, 4 * GIB, false, NULL },
+	{ "limits.credit_rows", KIND_UINT, AT(limits.credit_rows), "16384",
+	  "rows that one peer may have accepted but not done", 1, GIB, false, NULL },
+	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto", "rows in one batch, at least a window", 1, GIB, true, NULL },
+	{ "log.level", KIND_CHOICE, AT(log.level), "info", "error, warning, notice, info or debug", 0, 0, false, levels },
+	{ "shutdown_timeout", KIND_SECONDS, AT(shutdown_timeout), "30",
+	  "seconds that SIGTERM leaves for finishing and publishing what was accepted", 0, 0, false, NULL },
+};
+#define N_KEYS (sizeof keys / sizeof keys[0])
+
+/* Where a value stands, for errors: "etc/mamba2d.yaml:3:9" or "-s window". */
+struct place {
+	const char *file; /* NULL: on the command line */
+	const char *name; /* the key; may be NULL */
+	yaml_mark_t mark;
+};
+
+static int bad(const struct place *place, struct error *err, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static int bad(const struct place *place, struct error *err, const char *format, ...)
+{
+	char text[256];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof text, format, args);
+	va_end(args);
+	if (!place->file)
+		return error_set(err, ERR_ARGUMENT, "-s %s: %s", place->name ? place->name : "", text);
+	return error_set(err, ERR_ARGUMENT, "%s:%zu:%zu: %s%s%s", place->file, place->mark.line + 1, place->mark.column + 1,
+			 place->name ? place->name : "", place->name ? ": " : "", text);
+}
+
+static const struct key *key_find(const char *name)
+{
+	for (size_t i = 0; i < N_KEYS; i++)
+		if (!strcmp(keys[i].name, name))
+			return &keys[i];
+	return NULL;
+}
+
+/* Is there a key "section.*"? */
+static bool section_exists(const char *section)
+{
+	size_t length = strlen(section);
+
+	for (size_t i = 0; i < N_KEYS; i++)
+		if (!strncmp(keys[i].name, section, length) && keys[i].name[length] == '.')
+			return true;
+	return false;
+}
+
+static int set_string(char **field, const char *text, struct error *err)
+{
+	char *copy = strdup(text);
+
+	if (!copy)
+		return error_memory(err, "configuration");
+	free(*field);
+	*field = copy;
+	return 0;
+}
+
+static void list_clear(struct string_list *list)
+{
+	for (size_t i = 0; i < list->n; i++)
+		free(list->item[i]);
+	free(list->item);
+	*list = (struct string_list){ NULL, 0 };
+}
+
+static int list_add(struct string_list *list, const char *text, struct error *err)
+{
+	char **item = realloc(list->item, (list->n + 1) * sizeof *item);
+
+	if (!item)
+		return error_memory(err, "configuration");
+	list->item = item;
+	item[list->n] = NULL;
+	if (set_string(&item[list->n], text, err))
+		return ERR_MEMORY;
+	list->n++;
+	return 0;
+}
+
+static int set_uint(const struct key *key, uint64_t *field, const char *text, const struct place *place, struct error *err)
+{
+	char *end;
+	unsigned long long value;
+
+	if (key->automatic && !strcmp(text, "auto")) {
+		*field = 0;
+		return 0;
+	}
+	errno = 0;
+	value = strtoull(text, &end, 10);
+	if (text[0] < '0' || text[0] > '9' || *end || errno)
+		return bad(place, err, "\"%s\" is no whole number%s", text, key->automatic ? " and not auto" : "");
+	if (value < key->least || value > key->most)
+		return bad(place, err, "%s is out of range: expected %" PRIu64 " to %" PRIu64, text, key->least, key->most);
+	*field = value;
+	return 0;
+}
+
+static int set_seconds(double *field, const char *text, const struct place *place, struct error *err)
+{
+	char *end;
+	double value = strtod(text, &end);
+
+	if (end == text || *end || !isfinite(value) || value < 0 || value > 1e9)
+		return bad(place, err, "\"%s\" is no number of seconds (0 to 1e9)", text);
+	*field = value;
+	return 0;
+}
+
+static int set_choice(const struct key *key, int *field, const char *text, const struct place *place, struct error *err)
+{
+	char known[128] = "";
+
+	for (const struct choice *c = key->choices; c->name; c++) {
+		if (!strcmp(c->name, text)) {
+			*field = c->value;
+			return 0;
+		}
+		snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", known[0] ? ", " : "", c->name);
+	}
+	return bad(place, err, "\"%s\" is none of: %s", text, known);
+}
+
+static int set_scalar(const struct key *key, void *field, const char *text, const struct place *place, struct error *err)
+{
+	switch (key->kind) {
+	case KIND_STRING:
+		return set_string(field, text, err);
+	case KIND_STRINGS:
+		return list_add(field, text, err);
+	case KIND_UINT:
+		return set_uint(key, field, text, place, err);
+	case KIND_SECONDS:
+		return set_seconds(field, text, place, err);
+	case KIND_CHOICE:
+		return set_choice(key, field, text, place, err);
+	}
+	return 0;
+}
+
+/* Set a key from a YAML node: a scalar, or for a list also a sequence of scalars. */
+static int set_node(struct config *config, const struct key *key, yaml_document_t *document, yaml_node_t *node,
+		    struct place *place, struct error *err)
+{
+	void *field = (char *)config + key->offset;
+	int rc = 0;
+
+	place->name = key->name;
+	place->mark = node->start_mark;
+	if (key->kind == KIND_STRINGS)
+		list_clear(field);
+	if (node->type == YAML_SCALAR_NODE)
+		return set_scalar(key, field, (const char *)node->data.scalar.value, place, err);
+	if (key->kind != KIND_STRINGS || node->type != YAML_SEQUENCE_NODE)
+		return bad(place, err, "expected a %s", key->kind == KIND_STRINGS ? "value or a list of values" : "single value");
+	for (yaml_node_item_t *item = node->data.sequence.items.start; !rc && item < node->data.sequence.items.top; item++) {
+		yaml_node_t *element = yaml_document_get_node(document, *item);
+
+		place->mark = element->start_mark;
+		if (element->type != YAML_SCALAR_NODE)
+			return bad(place, err, "expected a list of single values");
+		rc = set_scalar(key, field, (const char *)element->data.scalar.value, place, err);
+	}
+	return rc;
+}
+
+static bool key_repeated(yaml_document_t *document, yaml_node_t *mapping, yaml_node_pair_t *pair)
+{
+	const yaml_node_t *key = yaml_document_get_node(document, pair->key);
+
+	for (yaml_node_pair_t *p = mapping->data.mapping.pairs.start; p < pair; p++) {
+		const yaml_node_t *other = yaml_document_get_node(document, p->key);
+
+		if (other->type == YAML_SCALAR_NODE &&
+		    !strcmp((const char *)other->data.scalar.value, (const char *)key->data.scalar.value))
+			return true;
+	}
+	return false;
+}
+
+static bool node_is_null(const yaml_node_t *node)
+{
+	return node->type == YAML_SCALAR_NODE && node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE &&
+	       (!node->data.scalar.length || !strcmp((const char *)node->data.scalar.value, "~"));
+}
+
+/* Read a mapping; section is NULL at the top and the section's name below it. */
+static int read_mapping(struct config *config, const char *section, yaml_document_t *document, yaml_node_t *mapping,
+			struct place *place, struct error *err)
+{
+	place->name = section;
+	place->mark = mapping->start_mark;
+	if (mapping->type != YAML_MAPPING_NODE)
+		return bad(place, err, "expected keys with values");
+	for (yaml_node_pair_t *pair = mapping->data.mapping.pairs.start; pair < mapping->data.mapping.pairs.top; pair++) {
+		yaml_node_t *key_node = yaml_document_get_node(document, pair->key);
+		yaml_node_t *value = yaml_document_get_node(document, pair->value);
+		const struct key *key;
+		char name[128];
+		int rc;
+
+		place->name = NULL;
+		place->mark = key_node->start_mark;
+		if (key_node->type != YAML_SCALAR_NODE)
+			return bad(place, err, "expected a key");
+		snprintf(name, sizeof name, "%s%s%s", section ? section : "", section ? "." : "",
+			 (const char *)key_node->data.scalar.value);
+		if (key_repeated(document, mapping, pair))
+			return bad(place, err, "key \"%s\" stands here twice", name);
+		key = key_find(name);
+		if (key)
+			rc = set_node(config, key, document, value, place, err);
+		else if (!section && section_exists(name))
+			rc = node_is_null(value) ? 0 : read_mapping(config, name, document, value, place, err);
+		else
+			rc = bad(place, err, "unknown key \"%s\" (--print-config lists all)", name);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static int parser_error(const yaml_parser_t *parser, struct place *place, struct error *err)
+{
+	place->mark = parser->problem_mark;
+	return bad(place, err, "%s", parser->problem ? parser->problem : "not readable as YAML");
+}
+
+int config_read(struct config *config, const char *path, struct error *err)
+{
+	struct place place = { .file = path };
+	yaml_parser_t parser;
+	yaml_document_t document;
+	FILE *file = fopen(path, "re");
+	int rc = 0;
+
+	if (!file)
+		return error_system(err, "%s", path);
+	if (!yaml_parser_initialize(&parser)) {
+		fclose(file);
+		return error_memory(err, "YAML parser");
+	}
+	yaml_parser_set_input_file(&parser, file);
+	if (!yaml_parser_load(&parser, &document)) {
+		rc = parser_error(&parser, &place, err);
+	} else {
+		yaml_node_t *root = yaml_document_get_root_node(&document);
+
+		if (root && !node_is_null(root))
+			rc = read_mapping(config, NULL, &document, root, &place, err);
+		yaml_document_delete(&document);
+	}
+	yaml_parser_delete(&parser);
+	fclose(file);
+	return rc;
+}
+
+int config_override(struct config *config, const char *assignment, struct error *err)
+{
+	const char *equals = strchr(assignment, '=');
+	char name[128];
+	struct place place = { .name = name };
+	const struct key *key;
+	yaml_parser_t parser;
+	yaml_document_t document;
+	int rc;
+
+	if (!equals || equals == assignment || (size_t)(equals - assignment) >= sizeof name)
+		return error_set(err, ERR_ARGUMENT, "-s %s: expected KEY=VALUE", assignment);
+	memcpy(name, assignment, (size_t)(equals - assignment));
+	name[equals - assignment] = '\0';
+	key = key_find(name);
+	if (!key)
+		return bad(&place, err, "unknown key (--print-config lists all)");
+	if (key->kind == KIND_STRING) /* a path or a device: taken as it is */
+		return set_string((char **)(void *)((char *)config + key->offset), equals + 1, err);
+	if (!yaml_parser_initialize(&parser))
+		return error_memory(err, "YAML parser");
+	yaml_parser_set_input_string(&parser, (const unsigned char *)equals + 1, strlen(equals + 1));
+	if (!yaml_parser_load(&parser, &document)) {
+		rc = parser_error(&parser, &place, err);
+	} else {
+		yaml_node_t *root = yaml_document_get_root_node(&document);
+
+		rc = root ? set_node(config, key, &document, root, &place, err) : bad(&place, err, "expected a value");
+		yaml_document_delete(&document);
+	}
+	yaml_parser_delete(&parser);
+	return rc;
+}
+
+int config_init(struct config *config, struct error *err)
+{
+	*config = (struct config){ .model = NULL };
+	for (size_t i = 0; i < N_KEYS; i++) {
+		char assignment[256];
+		int rc;
+
+		snprintf(assignment, sizeof assignment, "%s=%s", keys[i].name, keys[i].fallback);
+		rc = config_override(config, assignment, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+void config_free(struct config *config)
+{
+	for (size_t i = 0; i < N_KEYS; i++) {
+		void *field = (char *)config + keys[i].offset;
+
+		if (keys[i].kind == KIND_STRING)
+			free(*(char **)field);
+		else if (keys[i].kind == KIND_STRINGS)
+			list_clear(field);
+	}
+	free(config->output.outputs);
+	*config = (struct config){ .model = NULL };
+}
+
+int config_finish(struct config *config, struct error *err)
+{
+	struct string_list *layers = &config->output.layers;
+
+	if (!config->model[0])
+		return error_set(err, ERR_ARGUMENT, "model: expected the folder of a checkpoint (-s model=DIR)");
+	if (!config->sockets.ingest.n && !config->sockets.subscribe.n)
+		return error_set(err, ERR_ARGUMENT, "sockets: expected an address for ingest or subscribe");
+	if (config->limits.batch_rows && config->limits.batch_rows < config->window)
+		return error_set(err, ERR_ARGUMENT, "limits.batch_rows: %" PRIu64 " is less than a window of %" PRIu64,
+				 config->limits.batch_rows, config->window);
+	if (config->limits.credit_rows < config->window)
+		return error_set(err, ERR_ARGUMENT, "limits.credit_rows: %" PRIu64 " is less than a window of %" PRIu64,
+				 config->limits.credit_rows, config->window);
+	if (!layers->n)
+		return error_set(err, ERR_ARGUMENT, "output.layers: expected at least one of final and layer numbers");
+	free(config->output.outputs);
+	config->output.outputs = calloc(layers->n, sizeof *config->output.outputs);
+	if (!config->output.outputs)
+		return error_memory(err, "configuration");
+	config->output.n_outputs = layers->n;
+	for (size_t i = 0; i < layers->n; i++) {
+		char *end;
+		long layer = strtol(layers->item[i], &end, 10);
+
+		for (size_t j = 0; j < i; j++)
+			if (!strcmp(layers->item[i], layers->item[j]))
+				return error_set(err, ERR_ARGUMENT, "output.layers: %s stands there twice", layers->item[i]);
+		if (!strcmp(layers->item[i], "final"))
+			layer = OUTPUT_FINAL;
+		else if (*end || end == layers->item[i] || layer < 0 || layer > 100000)
+			return error_set(err, ERR_ARGUMENT, "output.layers: \"%s\" is neither final nor a layer number",
+					 layers->item[i]);
+		config->output.outputs[i] = (int)layer;
+	}
+	return 0;
+}
+
+/* A scalar as YAML: plain where that is safe, else in double quotes. */
+static void print_text(const char *text, FILE *file)
+{
+	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/.-";
+
+	if (*text && strspn(text, plain) == strlen(text) && *text != '-') {
+		fputs(text, file);
+		return;
+	}
+	fputc('"', file);
+	for (const char *c = text; *c; c++) {
+		if (*c == '"' || *c == '\\')
+			fputc('\\', file);
+		if ((unsigned char)*c < ' ')
+			fprintf(file, "\\x%02x", (unsigned)*c);
+		else
+			fputc(*c, file);
+	}
+	fputc('"', file);
+}
+
+static void print_value(const struct key *key, const void *field, FILE *file)
+{
+	switch (key->kind) {
+	case KIND_STRING:
+		print_text(*(char *const *)field, file);
+		break;
+	case KIND_STRINGS:
+		fputc('[', file);
+		for (size_t i = 0; i < ((const struct string_list *)field)->n; i++) {
+			fputs(i ? ", " : "", file);
+			print_text(((const struct string_list *)field)->item[i], file);
+		}
+		fputc(']', file);
+		break;
+	case KIND_UINT:
+		if (key->automatic && !*(const uint64_t *)field)
+			fputs("auto", file);
+		else
+			fprintf(file, "%" PRIu64, *(const uint64_t *)field);
+		break;
+	case KIND_SECONDS:
+		fprintf(file, "%.15g", *(const double *)field);
+		break;
+	case KIND_CHOICE:
+		for (const struct choice *c = key->choices; c->name; c++)
+			if (c->value == *(const int *)field)
+				fputs(c->name, file);
+		break;
+	}
+}
+
+void config_print(const struct config *config, FILE *file)
+{
+	char section[64] = "";
+
+	for (size_t i = 0; i < N_KEYS; i++) {
+		const char *dot = strchr(keys[i].name, '.');
+		int length = dot ? (int)(dot - keys[i].name) : 0;
+		const char *indent = dot ? "  " : "";
+
+		if (strncmp(section, keys[i].name, (size_t)length) || section[length] || !i) {
+			snprintf(section, sizeof section, "%.*s", length, keys[i].name);
+			fprintf(file, length ? "\n%s:\n" : "%s", section);
+		}
+		if (!dot)
+			fputc('\n', file);
+		fprintf(file, "%s# %s. Default: %s\n%s%s: ", indent, keys[i].help, *keys[i].fallback ? keys[i].fallback : "none",
+			indent, dot ? dot + 1 : keys[i].name);
+		print_value(&keys[i], (const char *)config + keys[i].offset, file);
+		fputc('\n', file);
+	}
+}

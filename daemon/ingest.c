@@ -1,0 +1,486 @@
+/*
+ * The first half of the straight line: receive a message, decode and check it, find its stream, place its rows.
+ *
+ * A message is refused as a whole or accepted as a whole: rows are widened and checked in the stream's own blocks
+ * behind the accepted ones, and a new life is built detached; only when all is well do the counts move.
+ */
+#include "daemon/server.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MESSAGES_PER_TURN 256
+
+/* A message on its way through this file. */
+struct arrival {
+	bool router;
+	const unsigned char *identity; /* of the peer; router only */
+	size_t identity_size;
+	const unsigned char *id; /* of the stream */
+	size_t id_size;
+	const unsigned char *payload;
+	size_t payload_size;
+	struct message message;
+	struct peer *peer;
+	bool has_expected;
+	uint64_t expected; /* for the refusal, in the producer's own numbering */
+};
+
+/* --- decode and check: what can be said of a message without knowing its stream --- */
+
+static int check_payload(const struct server *server, const struct arrival *arrival, struct error *err)
+{
+	const struct message *m = &arrival->message;
+	size_t hidden_size = server->model->shape.hidden_size;
+	size_t expected = message_payload_bytes(m);
+
+	if (arrival->payload_size != expected)
+		return error_set(err, REFUSED_BAD_SIZE, "payload of %zu bytes, expected %zu by shape and dtype",
+				 arrival->payload_size, expected);
+	if (!m->has_shape || !m->rows)
+		return 0;
+	if (m->rows > UINT32_MAX || (m->has_pos && m->pos > UINT64_MAX / 2))
+		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: too many", m->pos, m->rows);
+	if (dtype_is_float(m->dtype) && m->columns != hidden_size)
+		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "], expected [rows, %zu]", m->rows,
+				 m->columns, hidden_size);
+	if (!dtype_is_float(m->dtype) && m->columns)
+		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "] of token ids, expected [rows]",
+				 m->rows, m->columns);
+	if (!dtype_is_float(m->dtype) && !server->model->embeddings.data)
+		return error_set(err, REFUSED_BAD_DTYPE, "dtype %s: the checkpoint has no embeddings for token ids",
+				 dtype_name(m->dtype));
+	return 0;
+}
+
+/* Split a received message into its parts. */
+static int parse(const struct server *server, bool router, struct arrival *arrival, struct error *err)
+{
+	const struct endpoint_message *message = &server->message;
+	size_t at = router ? 1 : 0;
+
+	*arrival = (struct arrival){ .router = router };
+	if (router) {
+		arrival->identity = message->frame[0].data;
+		arrival->identity_size = message->frame[0].size;
+	}
+	if (message->n_frames > at) {
+		arrival->id = message->frame[at].data;
+		arrival->id_size = message->frame[at].size;
+	}
+	if (arrival->id_size > MESSAGE_STREAM_MAX) {
+		arrival->id_size = 0; /* nothing to answer about */
+		return error_set(err, REFUSED_BAD_HEADER, "stream id of %zu bytes, expected 1 to %d", message->frame[at].size,
+				 MESSAGE_STREAM_MAX);
+	}
+	if (message->n_frames < at + 2 || message->n_frames > at + 3)
+		return error_set(err, REFUSED_BAD_HEADER, "%zu frames, expected stream id, header and at most a payload",
+				 message->n_frames - at);
+	if (!arrival->id_size)
+		return error_set(err, REFUSED_BAD_HEADER, "empty stream id, expected 1 to %d bytes", MESSAGE_STREAM_MAX);
+	if (message->n_frames == at + 3) {
+		arrival->payload = message->frame[at + 2].data;
+		arrival->payload_size = message->frame[at + 2].size;
+	}
+	if (message_decode(message->frame[at + 1].data, message->frame[at + 1].size, &arrival->message, err))
+		return err->code;
+	if (arrival->message.type > MESSAGE_CLOSE)
+		return error_set(err, REFUSED_BAD_HEADER, "a message of a type that only the daemon sends");
+	return check_payload(server, arrival, err);
+}
+
+/* --- find the stream: which life does the message mean? --- */
+
+enum epoch { EPOCH_SAME, EPOCH_NEW, EPOCH_STALE };
+
+/*
+ * Compare the message's epoch with the stream's.  After a gap reset a producer may go on in its own numbering; on
+ * EPOCH_SAME *ret_origin is what its positions are ahead by.
+ */
+static enum epoch compare_epoch(const struct stream *stream, const struct arrival *arrival, uint64_t *ret_origin)
+{
+	uint64_t epoch = arrival->message.epoch;
+	uint64_t latest = arrival->router ? stream->epoch : stream->source_epoch;
+
+	*ret_origin = 0;
+	if (arrival->router && epoch == stream->epoch)
+		return EPOCH_SAME;
+	if (epoch == stream->source_epoch) {
+		*ret_origin = stream->source_origin;
+		return EPOCH_SAME;
+	}
+	return epoch > latest ? EPOCH_NEW : EPOCH_STALE;
+}
+
+static int stale(const struct stream *stream, struct arrival *arrival, struct error *err)
+{
+	return error_set(err, REFUSED_STALE_EPOCH, "epoch %" PRIu64 " is over, the stream is in epoch %" PRIu64,
+			 arrival->message.epoch, arrival->router ? stream->epoch : stream->source_epoch);
+}
+
+/* A detached life that the message begins, after old (or NULL). */
+static int begin_life(struct server *server, const struct arrival *arrival, const struct stream *old,
+		      struct stream **ret_stream, struct error *err)
+{
+	uint64_t epoch = arrival->message.epoch;
+	int rc;
+
+	if (server->phase != SERVER_SERVING)
+		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
+	if (old && epoch <= old->epoch) /* the producer never learned of our gap resets */
+		epoch = old->epoch + 1;
+	rc = stream_new(server, arrival->id, arrival->id_size, epoch, arrival->peer, ret_stream, err);
+	if (rc)
+		return rc;
+	(*ret_stream)->source_epoch = arrival->message.epoch;
+	(*ret_stream)->reply = old && old->feeder == arrival->peer && old->reply;
+	return 0;
+}
+
+/* --- place the rows --- */
+
+/* A block behind the stream's last one. */
+static int add_block(struct server *server, struct stream *stream, struct error *err)
+{
+	size_t window = server->config->window;
+	size_t head = (sizeof(struct block) + 63) / 64 * 64;
+	struct block *block = pool_take(server->blocks);
+
+	if (!block)
+		return error_memory(err, "rows of a window");
+	*block = (struct block){
+		.position = (uint64_t *)(void *)((char *)block + head),
+		.rows = (float *)(void *)((char *)block + head + (window * sizeof(uint64_t) + 63) / 64 * 64),
+	};
+	if (stream->last_block)
+		stream->last_block->next = block;
+	else
+		stream->blocks = block;
+	stream->last_block = block;
+	if (!stream->unsubmitted)
+		stream->unsubmitted = block;
+	return 0;
+}
+
+/* Write n numbers' worth of rows, from the message's row first on, to dst as float32 and check them. */
+static int widen(const struct server *server, const struct arrival *arrival, uint64_t first, size_t n, float *dst,
+		 struct error *err)
+{
+	const struct message *m = &arrival->message;
+	size_t hidden_size = server->model->shape.hidden_size;
+	size_t row_bytes = dtype_size(m->dtype) * (m->columns ? m->columns : 1);
+	const unsigned char *src = arrival->payload + first * row_bytes;
+
+	if (!dtype_is_float(m->dtype)) {
+		if (model_embed(server->model, m->dtype, src, n, dst, err))
+			return err->code = REFUSED_BAD_TOKEN;
+		return 0;
+	}
+	if (dtype_widen(m->dtype, src, n * hidden_size, dst))
+		return 0;
+	for (size_t i = 0; i < n * hidden_size; i++)
+		if (!isfinite(dst[i]))
+			return error_set(err, REFUSED_NON_FINITE, "row %" PRIu64 ", column %zu of the message is not finite",
+					 first + i / hidden_size, i % hidden_size);
+	return 0;
+}
+
+/* Check the rows that are dropped as duplicates: a message is refused for any of its rows. */
+static int check_dropped(struct server *server, const struct arrival *arrival, uint64_t n, struct error *err)
+{
+	for (uint64_t i = 0; i < n; i++)
+		if (widen(server, arrival, i, 1, server->scratch, err))
+			return err->code;
+	return 0;
+}
+
+/*
+ * Write the message's rows from skip on behind the stream's accepted ones, at positions from pos on, without counting
+ * them.  On failure the stream is as before.
+ */
+static int fill(struct server *server, struct stream *stream, const struct arrival *arrival, uint64_t skip, uint64_t pos,
+		struct error *err)
+{
+	size_t window = server->config->window, hidden_size = server->model->shape.hidden_size;
+	struct block *last = stream->last_block, *unsubmitted = stream->unsubmitted;
+	uint64_t count = stream->accepted;
+	int rc = check_dropped(server, arrival, skip, err);
+
+	for (uint64_t i = skip; !rc && i < arrival->message.rows;) {
+		size_t at = count % window;
+		size_t n = window - at;
+		struct block *block;
+
+		if (n > arrival->message.rows - i)
+			n = arrival->message.rows - i;
+		if (!at && add_block(server, stream, err)) {
+			rc = REFUSED_INTERNAL;
+			break;
+		}
+		block = stream->last_block;
+		rc = widen(server, arrival, i, n, block->rows + at * hidden_size, err);
+		for (size_t k = 0; k < n; k++)
+			block->position[at + k] = pos++;
+		i += n;
+		count += n;
+	}
+	if (!rc)
+		return 0;
+	while ((last ? last->next : stream->blocks)) { /* give back what was added */
+		struct block **at = last ? &last->next : &stream->blocks;
+		struct block *block = *at;
+
+		*at = block->next;
+		pool_give(server->blocks, block);
+	}
+	stream->last_block = last;
+	stream->unsubmitted = unsubmitted;
+	return err->code;
+}
+
+/* Count the n rows that fill wrote, the first of them at pos. */
+static void count_rows(struct server *server, struct stream *stream, const struct message *m, uint64_t n, uint64_t pos)
+{
+	if (!n)
+		return;
+	if (m->has_t) {
+		struct block *block = stream->last_block;
+
+		block->has_t = true;
+		block->t = m->t;
+		block->t_row = (size_t)((stream->accepted + n - 1) % server->config->window);
+	}
+	stream->accepted += n;
+	stream->next = pos + n;
+	if (stream->feeder)
+		stream->feeder->outstanding += n;
+	server->stats.rows_in += n;
+	if (server->config->streams.flush_after > 0 && stream->accepted % server->config->window &&
+	    !link_listed(&stream->unflushed)) {
+		stream->unflushed_ms = server->now_ms;
+		list_append(&server->unflushed, &stream->unflushed);
+	}
+}
+
+/* What to do with rows at gap_pos when the stream expects others. */
+static enum gap_policy gap_policy(const struct server *server, const struct arrival *arrival)
+{
+	if (server->config->streams.on_gap != GAP_AUTO)
+		return (enum gap_policy)server->config->streams.on_gap;
+	return arrival->router ? GAP_REJECT : GAP_RESET;
+}
+
+/* Rows are missing before pos: refuse, say so and go on, or begin a new life. */
+static int mind_the_gap(struct server *server, struct arrival *arrival, struct stream *stream, uint64_t pos,
+			struct stream **ret_life, struct error *err)
+{
+	char text[160];
+
+	snprintf(text, sizeof text, "rows %" PRIu64 " to %" PRIu64 " are missing", arrival->expected, pos - 1);
+	server->stats.gaps++;
+	if (gap_policy(server, arrival) == GAP_REJECT) {
+		arrival->has_expected = true;
+		return error_set(err, REFUSED_GAP, "pos %" PRIu64 ", expected %" PRIu64 ": %s", pos, arrival->expected, text);
+	}
+	if (gap_policy(server, arrival) == GAP_SKIP)
+		return 0;
+	if (server->phase != SERVER_SERVING)
+		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
+	if (stream_reset(server, stream, text, ret_life, err))
+		return err->code;
+	(*ret_life)->source_origin = pos;
+	return 0;
+}
+
+static int check_credit(struct server *server, struct arrival *arrival, uint64_t n, struct error *err)
+{
+	uint64_t credit = server->config->limits.credit_rows;
+
+	if (!n || !arrival->router || arrival->peer->outstanding + n <= credit)
+		return 0; /* publishers cannot be told: the loop stops reading them instead */
+	arrival->has_expected = true;
+	return error_set(err, REFUSED_NO_CREDIT, "%" PRIu64 " rows beside %" PRIu64 " not done exceed the credit of %" PRIu64
+			 "%s", n, arrival->peer->outstanding, credit, n > credit ? ": split the message" : "");
+}
+
+/*
+ * Place the message's rows into stream (a detached life or one in place), or into the new life that a gap begins.
+ * On success the rows are counted and *ret_stream, in place, is where they went; on failure nothing has changed.
+ */
+static int place(struct server *server, struct arrival *arrival, struct stream *stream, uint64_t origin,
+		 struct stream **ret_stream, struct error *err)
+{
+	const struct message *m = &arrival->message;
+	uint64_t rows = m->has_shape ? m->rows : 0, skip = 0, pos, n;
+	struct stream *life = NULL;
+	int rc = 0;
+
+	arrival->expected = stream->next + origin;
+	pos = m->has_pos ? m->pos : arrival->expected;
+	if (pos < arrival->expected) {
+		skip = arrival->expected - pos < rows ? arrival->expected - pos : rows;
+		pos = arrival->expected;
+	}
+	n = rows - skip;
+	if (n && pos > arrival->expected)
+		rc = mind_the_gap(server, arrival, stream, pos, &life, err);
+	if (!rc)
+		rc = check_credit(server, arrival, n, err);
+	pos = life ? 0 : pos - origin;
+	if (!rc)
+		rc = fill(server, life ? life : stream, arrival, skip, pos, err);
+	if (rc) {
+		if (life)
+			stream_free(server, life);
+		return rc;
+	}
+	server->stats.duplicate_rows += skip;
+	if (!life && n && pos > stream->next)
+		publish_event(server, stream, EVENT_GAP, pos, "rows are missing before this position");
+	if (life) {
+		stream_install(server, life);
+		stream = life;
+	}
+	count_rows(server, stream, m, n, pos);
+	*ret_stream = stream;
+	return 0;
+}
+
+/* --- the types of message --- */
+
+/* What stream the message is for: in place, or a detached life that it begins. */
+static int choose_life(struct server *server, struct arrival *arrival, struct stream **ret_stream, bool *ret_new,
+		       uint64_t *ret_origin, struct error *err)
+{
+	struct stream *stream = stream_find(server, arrival->id, arrival->id_size);
+	enum message_type type = arrival->message.type;
+
+	*ret_new = true;
+	*ret_origin = 0;
+	if (!stream && type != MESSAGE_DATA && type != MESSAGE_OPEN)
+		return error_set(err, REFUSED_CLOSED, "no such stream is open");
+	if (!stream)
+		return begin_life(server, arrival, NULL, ret_stream, err);
+	if (type != MESSAGE_OPEN && stream->feeder && stream->feeder != arrival->peer)
+		return error_set(err, REFUSED_DENIED, "another peer feeds this stream: open it to take over");
+	switch (compare_epoch(stream, arrival, ret_origin)) {
+	case EPOCH_STALE:
+		return stale(stream, arrival, err);
+	case EPOCH_NEW:
+		return begin_life(server, arrival, stream, ret_stream, err);
+	case EPOCH_SAME:
+		break;
+	}
+	if (server->phase != SERVER_SERVING && type == MESSAGE_DATA && arrival->message.rows)
+		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
+	*ret_stream = stream;
+	*ret_new = false;
+	return 0;
+}
+
+/* What an open does to the stream beside finding it. */
+static int open_stream(struct server *server, const struct arrival *arrival, struct stream **stream, struct error *err)
+{
+	const struct message *m = &arrival->message;
+
+	if (m->has_from && m->from < (*stream)->emitted) {
+		struct stream *life;
+
+		if (stream_rewind(server, *stream, &life, err))
+			return err->code;
+		stream_install(server, life);
+		*stream = life;
+	}
+	stream_feed(server, *stream, arrival->peer);
+	(*stream)->reply = m->reply && arrival->router;
+	return 0;
+}
+
+static int handle(struct server *server, struct arrival *arrival, struct error *err)
+{
+	const struct message *m = &arrival->message;
+	struct stream *stream, *placed;
+	bool new_life;
+	uint64_t origin;
+	int rc = choose_life(server, arrival, &stream, &new_life, &origin, err);
+
+	if (rc)
+		return rc;
+	if (m->type == MESSAGE_DATA) {
+		rc = place(server, arrival, stream, origin, &placed, err);
+		if (rc) {
+			if (new_life)
+				stream_free(server, stream);
+			return rc;
+		}
+	} else {
+		placed = stream;
+	}
+	if (new_life && placed == stream)
+		stream_install(server, stream);
+	else if (new_life)
+		stream_free(server, stream); /* a gap at its very start began another one */
+	if (m->type == MESSAGE_OPEN && (rc = open_stream(server, arrival, &placed, err)))
+		return rc;
+	stream = placed;
+	if (!stream->feeder)
+		stream_feed(server, stream, arrival->peer);
+	if (m->has_got && m->got > stream->got)
+		stream->got = m->got;
+	stream->active_ms = server->now_ms;
+	list_append(&server->idle, &stream->idle);
+	if (arrival->router)
+		list_add(&server->dirty, &stream->dirty);
+	stream_wake(server, stream);
+	if (m->end || m->type == MESSAGE_CLOSE)
+		stream_end(server, stream, EVENT_CLOSED);
+	else if (m->flush || m->type == MESSAGE_FLUSH)
+		stream_flush(server, stream);
+	return 0;
+}
+
+static void refuse(struct server *server, const struct arrival *arrival, const struct error *error)
+{
+	struct message refusal = {
+		.type = MESSAGE_ERROR, .code = error->code, .has_expected = arrival->has_expected, .expected = arrival->expected
+	};
+	const struct stream *stream = stream_find(server, arrival->id, arrival->id_size);
+
+	refusal.epoch = stream ? stream->epoch : 0;
+	snprintf(refusal.text, sizeof refusal.text, "%.255s", error->text);
+	publish_refusal(server, arrival->identity, arrival->identity_size, arrival->id, arrival->id_size, &refusal);
+}
+
+bool ingest_wants_more(const struct server *server)
+{
+	return server->publishers.outstanding < server->config->limits.credit_rows ||
+	       (!server->jobs_busy && list_empty(&server->ready));
+}
+
+int ingest_receive(struct server *server, struct endpoint *endpoint, struct error *err)
+{
+	bool router = endpoint == server->ingest;
+
+	for (int i = 0; i < MESSAGES_PER_TURN; i++) {
+		struct arrival arrival;
+		struct error error = { 0 };
+		int rc = endpoint_receive(endpoint, &server->message, err);
+
+		if (rc <= 0)
+			return rc;
+		server->stats.messages_in++;
+		rc = parse(server, router, &arrival, &error);
+		if (!rc) {
+			arrival.peer = router ? peer_get(server, arrival.identity, arrival.identity_size) : &server->publishers;
+			rc = arrival.peer ? handle(server, &arrival, &error) : error_memory(&error, "peer");
+			peer_release(server, arrival.peer);
+		}
+		if (rc)
+			refuse(server, &arrival, &error);
+		if (!router && !ingest_wants_more(server))
+			return 0;
+	}
+	return 0;
+}

@@ -1,0 +1,328 @@
+/*
+ * The loop: builds the server, waits for sockets, worker, signals and timers, and calls the steps of the straight line.
+ */
+#include "daemon/server.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "daemon/runtime.h"
+
+#define IO_THREADS 2
+#define CONTROL_MESSAGE_BYTES (1 << 20)
+#define PUBLISH_HIGH_WATER 4096
+#define INGEST_HIGH_WATER 4096
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* --- building and taking down --- */
+
+static int open_device(struct server *server, struct error *err)
+{
+	const struct config *config = server->config;
+	struct device_options options = {
+		.precision = (enum precision)config->precision,
+		.threads = config->threads,
+		.window = config->window,
+		.max_rows = config->limits.batch_rows,
+		.outputs = config->output.outputs,
+		.n_outputs = config->output.n_outputs,
+		.output_dtype = (enum dtype)config->output.dtype,
+	};
+	uint64_t start = now_ns();
+	int rc = model_open(config->model, &server->model, err);
+
+	if (rc)
+		return rc;
+	for (size_t i = 0; i < config->output.n_outputs; i++)
+		if (config->output.outputs[i] >= (int)server->model->shape.num_layers)
+			return error_set(err, ERR_ARGUMENT, "output.layers: %d, expected final or 0 to %zu: the model has %zu layers",
+					 config->output.outputs[i], server->model->shape.num_layers - 1,
+					 server->model->shape.num_layers);
+	rc = device_open(config->device, server->model, &options, &server->device, err);
+	if (rc)
+		return rc;
+	log_info("model %s: %zu layers, hidden_size %zu, fingerprint %s", config->model, server->model->shape.num_layers,
+		 server->model->shape.hidden_size, server->model->fingerprint);
+	log_info("device %s, window %zu, batches of up to %zu rows, ready in %.2f s", server->device->description,
+		 server->device->window, server->device->max_rows, (double)(now_ns() - start) / 1e9);
+	return 0;
+}
+
+/* Blocks for rows and hidden states of one window, each behind its head and its positions (stream.h). */
+static int open_pools(struct server *server, struct error *err)
+{
+	size_t window = server->config->window, hidden_size = server->model->shape.hidden_size;
+	size_t positions = (window * sizeof(uint64_t) + 63) / 64 * 64;
+	size_t rows = window * hidden_size * sizeof(float);
+	size_t hidden = server->config->output.n_outputs * window * hidden_size * server->itemsize;
+	int rc = pool_new(server->device, (sizeof(struct block) + 63) / 64 * 64 + positions + rows, &server->blocks, err);
+
+	if (rc)
+		return rc;
+	return pool_new(server->device, (sizeof(struct hidden) + 63) / 64 * 64 + positions + hidden, &server->hiddens, err);
+}
+
+static int open_socket(struct server *server, enum endpoint_kind kind, const char *name, const struct string_list *addresses,
+		       const struct endpoint_options *options, struct endpoint **ret_endpoint, struct error *err)
+{
+	int rc = endpoint_new(server->context, kind, options, ret_endpoint, err);
+
+	for (size_t i = 0; !rc && i < addresses->n; i++) {
+		char path[256];
+		const char *address = addresses->item[i];
+
+		if (kind == ENDPOINT_CONTROL && !strcmp(address, "auto")) {
+			rc = runtime_control_address(path, sizeof path, err);
+			address = path;
+		}
+		if (!rc)
+			rc = endpoint_attach(*ret_endpoint, address, err);
+		if (!rc)
+			log_info("%s on %s", name, endpoint_address(*ret_endpoint));
+	}
+	return rc;
+}
+
+static int open_sockets(struct server *server, struct error *err)
+{
+	const struct config *config = server->config;
+	struct endpoint_options ingest = {
+		.message_bytes = config->limits.message_bytes, .send_high_water = INGEST_HIGH_WATER,
+		.receive_high_water = INGEST_HIGH_WATER
+	};
+	struct endpoint_options publish = {
+		.message_bytes = CONTROL_MESSAGE_BYTES, .send_high_water = PUBLISH_HIGH_WATER, .receive_high_water = 1024
+	};
+	struct endpoint_options control = {
+		.message_bytes = CONTROL_MESSAGE_BYTES, .send_high_water = 64, .receive_high_water = 64
+	};
+	int rc = endpoint_context_new(IO_THREADS, &server->context, err);
+
+	if (!rc)
+		rc = endpoint_message_init(&server->message, err);
+	if (!rc)
+		rc = open_socket(server, ENDPOINT_PUBLISH, "publish", &config->sockets.publish, &publish, &server->publish, err);
+	if (!rc)
+		rc = open_socket(server, ENDPOINT_CONTROL, "control", &config->sockets.control, &control, &server->control, err);
+	if (!rc && config->sockets.subscribe.n)
+		rc = open_socket(server, ENDPOINT_SUBSCRIBE, "subscribe", &config->sockets.subscribe, &ingest,
+				 &server->subscribe, err);
+	if (!rc && config->sockets.ingest.n)
+		rc = open_socket(server, ENDPOINT_INGEST, "ingest", &config->sockets.ingest, &ingest, &server->ingest, err);
+	return rc;
+}
+
+/* SIGTERM and SIGINT arrive through a file descriptor, from now on in every thread. */
+static int open_signals(struct server *server, struct error *err)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	if (sigprocmask(SIG_BLOCK, &set, NULL) || signal(SIGPIPE, SIG_IGN) == SIG_ERR)
+		return error_system(err, "signals");
+	server->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	return server->signal_fd < 0 ? error_system(err, "signals") : 0;
+}
+
+int server_open(struct server *server, const struct config *config, struct error *err)
+{
+	int rc;
+
+	*server = (struct server){ .config = config, .signal_fd = -1, .started_ns = now_ns() };
+	list_init(&server->ready);
+	list_init(&server->dirty);
+	list_init(&server->stalled);
+	list_init(&server->unflushed);
+	list_init(&server->idle);
+	server->itemsize = dtype_size((enum dtype)config->output.dtype);
+	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
+	    (rc = open_signals(server, err)) || (rc = open_device(server, err)) || (rc = open_pools(server, err)) ||
+	    (rc = batch_init(server, err)) || (rc = worker_new(server->device, &server->worker, err)))
+		return rc;
+	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
+	if (!server->scratch)
+		return error_memory(err, "a row");
+	return open_sockets(server, err);
+}
+
+static void free_streams(struct server *server)
+{
+	struct table_entry *entry;
+
+	if (!server->streams.slot)
+		return;
+	while ((entry = table_next(&server->streams, NULL))) {
+		struct stream *stream = list_entry(entry, struct stream, entry);
+
+		table_remove(&server->streams, entry);
+		while (stream) {
+			struct stream *before = stream->before;
+
+			stream_free(server, stream);
+			stream = before;
+		}
+	}
+}
+
+void server_free(struct server *server)
+{
+	int64_t left = server->deadline_ms - (int64_t)(now_ns() / 1000000);
+	int linger = left > 0 && server->phase == SERVER_STOPPING ? (int)left : 0;
+
+	worker_free(server->worker);
+	endpoint_message_clear(&server->message);
+	endpoint_free(server->ingest, linger);
+	endpoint_free(server->subscribe, 0);
+	endpoint_free(server->publish, linger);
+	endpoint_free(server->control, linger < 1000 ? linger : 1000);
+	endpoint_context_free(server->context); /* hidden states on loan are back now */
+	free_streams(server);
+	batch_free(server);
+	pool_free(server->blocks);
+	pool_free(server->hiddens);
+	device_close(server->device);
+	model_free(server->model);
+	free(server->scratch);
+	table_free(&server->streams);
+	table_free(&server->peers);
+	if (server->signal_fd >= 0)
+		close(server->signal_fd);
+}
+
+/* --- the loop --- */
+
+void server_drain(struct server *server, bool stop)
+{
+	struct table_entry *entry, *next;
+
+	if (stop && server->phase != SERVER_STOPPING) {
+		server->deadline_ms = server->now_ms + (int64_t)(server->config->shutdown_timeout * 1000);
+		log_notice("stopping: finishing what was accepted, for up to %g s", server->config->shutdown_timeout);
+	}
+	if (server->phase == SERVER_SERVING)
+		for (entry = table_next(&server->streams, NULL); entry; entry = next) {
+			next = table_next(&server->streams, entry);
+			stream_flush(server, list_entry(entry, struct stream, entry));
+		}
+	if (server->phase < (stop ? SERVER_STOPPING : SERVER_DRAINING))
+		server->phase = stop ? SERVER_STOPPING : SERVER_DRAINING;
+}
+
+static void read_signals(struct server *server)
+{
+	struct signalfd_siginfo info;
+
+	while (read(server->signal_fd, &info, sizeof info) == (ssize_t)sizeof info) {
+		log_notice("%s from process %u", strsignal((int)info.ssi_signo), info.ssi_pid);
+		server_drain(server, true);
+	}
+}
+
+/* XPUB delivers subscriptions; the socket does what they ask for by itself. */
+static int drop_subscriptions(struct server *server, struct error *err)
+{
+	int rc;
+
+	while ((rc = endpoint_receive(server->publish, &server->message, err)) > 0)
+		;
+	return rc;
+}
+
+static void retry_stalled(struct server *server)
+{
+	struct list stalled;
+	struct link *link;
+
+	if (server->now_ms < server->retry_ms)
+		return;
+	list_init(&stalled);
+	while ((link = list_first(&server->stalled)))
+		list_append(&stalled, link);
+	while ((link = list_first(&stalled)))
+		publish_hidden(server, list_entry(link, struct stream, stalled));
+}
+
+/* Has all that was accepted gone out? */
+static bool all_done(struct server *server)
+{
+	return !server->jobs_busy && list_empty(&server->ready) && list_empty(&server->stalled);
+}
+
+/* Milliseconds until the next timer. */
+static int timeout(struct server *server, int64_t due)
+{
+	if (!list_empty(&server->stalled) || !list_empty(&server->dirty))
+		due = server->retry_ms < due ? server->retry_ms : due;
+	if (server->phase == SERVER_STOPPING && server->deadline_ms < due)
+		due = server->deadline_ms;
+	if (due == INT64_MAX)
+		return -1;
+	due -= server->now_ms;
+	return due < 0 ? 0 : due > 60000 ? 60000 : (int)due;
+}
+
+/* Wait, then let everything that is ready happen once. */
+static int turn(struct server *server, int64_t due, struct error *err)
+{
+	enum { INGEST, SUBSCRIBE, PUBLISH, CONTROL, N };
+	struct endpoint *endpoints[N] = { server->ingest, server->subscribe, server->publish, server->control };
+	bool wanted[N] = { server->ingest, server->subscribe && ingest_wants_more(server), true, true };
+	int fds[2] = { worker_fd(server->worker), server->signal_fd };
+	bool ready[N], fd_ready[2];
+	int rc = endpoint_poll(endpoints, wanted, ready, N, fds, fd_ready, 2, timeout(server, due), err);
+
+	server->now_ms = (int64_t)(now_ns() / 1000000);
+	if (rc)
+		return rc;
+	if (fd_ready[1])
+		read_signals(server);
+	if (fd_ready[0])
+		rc = batch_finish(server, err);
+	if (!rc && ready[INGEST])
+		rc = ingest_receive(server, server->ingest, err);
+	if (!rc && ready[SUBSCRIBE])
+		rc = ingest_receive(server, server->subscribe, err);
+	if (!rc && ready[PUBLISH])
+		rc = drop_subscriptions(server, err);
+	if (!rc && ready[CONTROL])
+		rc = commands_receive(server, err);
+	retry_stalled(server);
+	return rc;
+}
+
+int server_run(struct server *server, struct error *err)
+{
+	int rc = 0;
+
+	server->now_ms = (int64_t)(now_ns() / 1000000);
+	log_notice("ready");
+	while (!rc && !server->failed) {
+		int64_t due = stream_timers(server);
+
+		batch_start(server);
+		publish_acks(server);
+		if (server->phase == SERVER_STOPPING && all_done(server))
+			return 0;
+		if (server->phase == SERVER_STOPPING && server->now_ms >= server->deadline_ms)
+			return error_set(err, ERR_SYSTEM, "not all that was accepted could be published within %g s",
+					 server->config->shutdown_timeout);
+		rc = turn(server, due, err);
+	}
+	return rc ? rc : error_set(err, ERR_SYSTEM, "a socket failed");
+}

@@ -1,0 +1,120 @@
+/*
+ * mamba2d: reads options and configuration, opens the server, serves, takes it down.
+ */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/config.h"
+#include "daemon/server.h"
+
+static const char usage[] =
+	"Usage: mamba2d [OPTION]...\n"
+	"Encode embedding streams with a Mamba-2 backbone whose cache persists across windows.\n"
+	"\n"
+	"  -c FILE             read this configuration\n"
+	"  -s KEY=VALUE        set one key, over the file; VALUE is YAML\n"
+	"      --check         check the configuration and the checkpoint, and exit\n"
+	"      --print-config  print the configuration in force, every key explained, and exit\n"
+	"      --version       print the version, and exit\n"
+	"      --help          print this, and exit\n"
+	"\n"
+	"Examples:\n"
+	"  mamba2d -s model=/srv/mamba2-130m\n"
+	"  mamba2d -c /etc/mamba2d.yaml -s window=64 -s 'sockets.ingest=[\"tcp://*:5701\", \"ipc:///run/in\"]'\n";
+
+enum mode { MODE_RUN, MODE_CHECK, MODE_PRINT, MODE_LEAVE };
+
+/* Read the command line into config; what is printed at once is printed here. */
+static int read_options(int argc, char **argv, struct config *config, enum mode *ret_mode, struct error *err)
+{
+	static const struct option options[] = {
+		{ "check", no_argument, NULL, 'C' }, { "print-config", no_argument, NULL, 'P' },
+		{ "version", no_argument, NULL, 'V' }, { "help", no_argument, NULL, 'h' }, { NULL, 0, NULL, 0 }
+	};
+	int option, rc = 0;
+
+	*ret_mode = MODE_RUN;
+	while (!rc && (option = getopt_long(argc, argv, "c:s:h", options, NULL)) != -1) {
+		switch (option) {
+		case 'c': /* files first, overrides over them: a second walk applies -s */
+			rc = config_read(config, optarg, err);
+			break;
+		case 's':
+			break;
+		case 'C':
+			*ret_mode = MODE_CHECK;
+			break;
+		case 'P':
+			*ret_mode = MODE_PRINT;
+			break;
+		case 'V':
+			puts(PACKAGE_STRING);
+			*ret_mode = MODE_LEAVE;
+			return 0;
+		case 'h':
+			fputs(usage, stdout);
+			*ret_mode = MODE_LEAVE;
+			return 0;
+		default:
+			return error_set(err, ERR_ARGUMENT, "see mamba2d --help");
+		}
+	}
+	if (!rc && optind < argc)
+		return error_set(err, ERR_ARGUMENT, "%s: not an option; see mamba2d --help", argv[optind]);
+	optind = 1;
+	while (!rc && (option = getopt_long(argc, argv, "c:s:h", options, NULL)) != -1)
+		if (option == 's')
+			rc = config_override(config, optarg, err);
+	return rc;
+}
+
+static int check(const struct config *config, struct error *err)
+{
+	struct model *model;
+	int rc = model_open(config->model, &model, err);
+
+	if (rc)
+		return rc;
+	printf("configuration and checkpoint are good: %s, %zu layers, hidden_size %zu\n", config->model,
+	       model->shape.num_layers, model->shape.hidden_size);
+	model_free(model);
+	return 0;
+}
+
+static int serve(const struct config *config, struct error *err)
+{
+	static struct server server;
+	int rc = server_open(&server, config, err);
+
+	if (!rc)
+		rc = server_run(&server, err);
+	server_free(&server);
+	if (!rc)
+		log_notice("stopped: all that was accepted is published");
+	return rc;
+}
+
+int main(int argc, char **argv)
+{
+	struct error err = { 0 };
+	struct config config;
+	enum mode mode;
+	int rc = config_init(&config, &err);
+
+	if (!rc)
+		rc = read_options(argc, argv, &config, &mode, &err);
+	if (!rc && mode == MODE_PRINT)
+		config_print(&config, stdout);
+	if (!rc && (mode == MODE_RUN || mode == MODE_CHECK)) {
+		log_set_level((enum log_level)config.log.level);
+		rc = config_finish(&config, &err);
+		if (!rc)
+			rc = mode == MODE_CHECK ? check(&config, &err) : serve(&config, &err);
+	}
+	if (rc)
+		log_error("%s", err.text);
+	config_free(&config);
+	return rc ? EXIT_FAILURE : EXIT_SUCCESS;
+}

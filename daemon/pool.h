@@ -1,0 +1,25 @@
+/*
+ * Blocks of one size, cut from slabs of the device's host memory (page-locked where that helps) and reused: what rows
+ * and hidden states of a window lie in.  Nothing goes back to the system before pool_free.
+ */
+#ifndef DAEMON_POOL_H
+#define DAEMON_POOL_H
+
+#include <stddef.h>
+
+#include "model/device.h"
+
+struct pool;
+
+/* A pool of blocks of block_bytes.  Errors: ERR_MEMORY. */
+int pool_new(struct device *device, size_t block_bytes, struct pool **ret_pool, struct error *err);
+void pool_free(struct pool *pool); /* all blocks must be back; NULL is fine */
+
+/* Take a block, uninitialised; NULL when out of memory.  Any thread. */
+void *pool_take(struct pool *pool);
+void pool_give(struct pool *pool, void *block); /* any thread */
+
+/* Bytes held from the system. */
+size_t pool_bytes(struct pool *pool);
+
+#endif

@@ -1,0 +1,200 @@
+/*
+ * What the loop owns, and the steps of the straight line in the order in which a window takes them:
+ *
+ *	ingest.c   receive, decode and check, find the stream, place the rows
+ *	batch.c    full windows join a batch; the worker runs it; its streams move on
+ *	publish.c  hidden states, events, acks and refusals go out
+ *	stream.c   the lives of streams: begin, flush, end, make way for the next
+ *	commands.c the control socket
+ *	loop.c     waits for sockets, worker, signals and timers, and calls the above
+ *
+ * All of it runs on one thread; nothing here is locked.
+ */
+#ifndef DAEMON_SERVER_H
+#define DAEMON_SERVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/config.h"
+#include "daemon/list.h"
+#include "daemon/log.h"
+#include "daemon/pool.h"
+#include "daemon/stream.h"
+#include "daemon/table.h"
+#include "daemon/worker.h"
+#include "model/device.h"
+#include "protocol/endpoint.h"
+#include "protocol/message.h"
+#include "protocol/refusal.h"
+
+/* What a stream puts into a batch. */
+struct entry {
+	struct stream *stream;
+	struct hidden *hidden; /* one a window, linked */
+	size_t rows;
+};
+
+/* A batch with all that it needs; server.jobs of them exist and are reused. */
+struct server_job {
+	struct job job;
+	struct segment *segments; /* [max_segments] */
+	struct window *windows;   /* [max_windows] */
+	struct entry *entries;    /* [max_segments] */
+	size_t n_entries;
+	bool busy;
+};
+
+/* Counters since the start. */
+struct stats {
+	uint64_t messages_in, rows_in, rows_out, windows, batches, failed_batches;
+	uint64_t duplicate_rows, gaps, drops, stalls;
+	uint64_t refused[REFUSAL_COUNT];
+};
+
+enum server_phase { SERVER_SERVING, SERVER_DRAINING, SERVER_STOPPING };
+
+struct server {
+	const struct config *config;
+	struct model *model;
+	struct device *device;
+	struct worker *worker;
+	struct endpoint_context *context;
+	struct endpoint *ingest, *subscribe, *publish, *control; /* ingest, subscribe: NULL without an address */
+	struct endpoint_message message; /* the one being handled */
+	size_t itemsize; /* bytes of one number of a hidden state */
+
+	struct table streams; /* latest life by id */
+	struct table peers;   /* of the ingest socket that feed streams, by identity */
+	struct peer publishers; /* all that is subscribed to */
+	struct list ready;    /* have something for a batch */
+	struct list dirty;    /* owe their feeder an ack */
+	struct list stalled;  /* wait for room in their feeder's queue */
+	struct list unflushed; /* have unfinished rows, oldest first, if streams.flush_after is set */
+	struct list idle;     /* all live ones, least recently active first */
+	struct pool *blocks, *hiddens;
+	float *scratch;       /* [hidden_size] */
+
+	struct server_job jobs[2];
+	size_t jobs_busy;
+	unsigned failures;    /* batches failed in a row */
+
+	enum server_phase phase;
+	int64_t now_ms;       /* monotonic, of this turn of the loop */
+	int64_t deadline_ms;  /* when stopping: give up then */
+	int64_t retry_ms;     /* when stalled streams are tried again */
+	uint64_t started_ns;
+	bool failed;          /* stop and exit nonzero */
+	int signal_fd;
+	struct log_tap refusals, drops;
+	struct stats stats;
+};
+
+/* --- loop.c --- */
+
+/* Build everything; addresses are bound and the device is warm when it returns.  Free with server_free, in any case. */
+int server_open(struct server *server, const struct config *config, struct error *err);
+void server_free(struct server *server);
+
+/* Serve until SIGTERM, SIGINT or a lost device.  0 if all that was accepted was published. */
+int server_run(struct server *server, struct error *err);
+
+/* Stop taking input; with stop, also leave once all that was accepted is published. */
+void server_drain(struct server *server, bool stop);
+
+/* --- ingest.c --- */
+
+/* Receive and handle up to some messages.  Errors are the socket's own; peers' mistakes are answered. */
+int ingest_receive(struct server *server, struct endpoint *endpoint, struct error *err);
+
+/*
+ * Are publishers to be read?  They cannot be refused, so beyond the credit they wait in their sockets; but not when
+ * nothing can be computed, or rows of many unfinished windows would block for ever those that complete them.
+ */
+bool ingest_wants_more(const struct server *server);
+
+/* --- stream.c --- */
+
+/* The latest life of an id; NULL if there is none or it takes no more rows. */
+struct stream *stream_find(struct server *server, const void *id, size_t id_size);
+
+/*
+ * A new life, detached: nothing knows of it until stream_install.  Errors: REFUSED_TOO_MANY_STREAMS, ERR_MEMORY or the
+ * device's.  A detached life may be freed with stream_free.
+ */
+int stream_new(struct server *server, const void *id, size_t id_size, uint64_t epoch, struct peer *feeder,
+	       struct stream **ret_stream, struct error *err);
+void stream_free(struct server *server, struct stream *stream);
+
+/* Make a new life the latest of its id; the one before it, if any, is retired and flushed. */
+void stream_install(struct server *server, struct stream *stream);
+
+/* Change who feeds a stream; its outstanding rows count against the new feeder.  NULL: the feeder is gone. */
+void stream_feed(struct server *server, struct stream *stream, struct peer *feeder);
+
+/* Emit the unfinished window's rows as they are now. */
+void stream_flush(struct server *server, struct stream *stream);
+
+/* Take no more rows; flush; say end and the event when all is out. */
+void stream_end(struct server *server, struct stream *stream, enum message_event event);
+
+/* A detached next life in a new epoch with a zero cache; consumers will get a reset event with text. */
+int stream_reset(struct server *server, struct stream *stream, const char *text, struct stream **ret_stream,
+		 struct error *err);
+
+/*
+ * Start the stream anew in the same epoch with a zero cache: rows come again from position 0.  What is in flight still
+ * goes to the publish socket, the rest is dropped.  As with stream_reset, the new life is detached.
+ */
+int stream_rewind(struct server *server, struct stream *stream, struct stream **ret_stream, struct error *err);
+
+/* The stream moved on: if it is done with all that it was to do, finish it and let the next life begin. */
+void stream_settle(struct server *server, struct stream *stream);
+
+/* A row was taken in or a window became computable: put the stream where it belongs. */
+void stream_wake(struct server *server, struct stream *stream);
+
+/* Rows of the next unit that the stream could add to a batch to which it gave taken rows already: a window or less. */
+size_t stream_more(const struct server *server, const struct stream *stream, uint64_t taken);
+
+/* Flush and close what is due by streams.flush_after and streams.idle_timeout; the next time there may be something. */
+int64_t stream_timers(struct server *server);
+
+/* The peer with this identity, found or made, and held until peer_release; NULL without memory. */
+struct peer *peer_get(struct server *server, const void *identity, size_t identity_size);
+void peer_release(struct server *server, struct peer *peer); /* gone with the last hold; NULL is fine */
+
+/* --- batch.c --- */
+
+/* While the device has room and streams are ready: form a batch and hand it to the worker. */
+void batch_start(struct server *server);
+
+/* Collect finished batches and move their streams on.  Errors: the device is lost. */
+int batch_finish(struct server *server, struct error *err);
+
+int batch_init(struct server *server, struct error *err);
+void batch_free(struct server *server);
+
+/* --- publish.c --- */
+
+/* Send what is in the stream's outbox; stops early, and puts the stream on server->stalled, if its feeder is full. */
+void publish_hidden(struct server *server, struct stream *stream);
+void publish_event(struct server *server, const struct stream *stream, enum message_event event, uint64_t pos,
+		   const char *text);
+
+/* Send the acks owed; those whose peer is full stay owed. */
+void publish_acks(struct server *server);
+bool publish_ack(struct server *server, struct stream *stream); /* one; false if its peer is full */
+
+/* Answer a message with an error (peers that cannot be answered: count and log). */
+void publish_refusal(struct server *server, const void *identity, size_t identity_size, const void *id, size_t id_size,
+		     const struct message *refusal);
+
+void hidden_release(struct hidden *hidden);
+
+/* --- commands.c --- */
+
+int commands_receive(struct server *server, struct error *err);
+
+#endif

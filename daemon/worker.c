@@ -1,0 +1,221 @@
+/*
+ * The worker: see worker.h.  It is a pair of threads, so that a batch can be started while an older one is waited for:
+ * with two batches on a GPU the copies of one overlap the compute of the other.
+ */
+#include "daemon/worker.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define JOBS_MAX 4
+
+/* A queue of job pointers, first in first out. */
+struct queue {
+	struct job *job[JOBS_MAX];
+	size_t first, n;
+};
+
+struct worker {
+	struct device *device;
+	pthread_t starter, waiter;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	struct queue handed, running, done; /* a job moves from left to right, never overtaking */
+	bool stop;
+	bool failed;    /* fail what is handed over until all is collected */
+	size_t outside; /* jobs handed over and not collected */
+	uint64_t busy_ns, last_ns;
+	int fd;
+};
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void push(struct queue *queue, struct job *job)
+{
+	assert(queue->n < JOBS_MAX);
+	queue->job[(queue->first + queue->n++) % JOBS_MAX] = job;
+}
+
+static struct job *pop(struct queue *queue)
+{
+	struct job *job = queue->job[queue->first];
+
+	if (!queue->n)
+		return NULL;
+	queue->first = (queue->first + 1) % JOBS_MAX;
+	queue->n--;
+	return job;
+}
+
+/* Start what is handed over, as long as the device takes more. */
+static void *starter_run(void *arg)
+{
+	struct worker *worker = arg;
+	struct device *device = worker->device;
+	struct job *job;
+
+	pthread_mutex_lock(&worker->lock);
+	for (;;) {
+		while (!worker->handed.n && !worker->stop)
+			pthread_cond_wait(&worker->changed, &worker->lock);
+		if (!worker->handed.n)
+			break;
+		while (worker->running.n >= device->depth)
+			pthread_cond_wait(&worker->changed, &worker->lock);
+		job = pop(&worker->handed);
+		job->error.code = 0;
+		job->started_ns = now_ns();
+		job->skipped = worker->failed;
+		if (job->skipped) {
+			error_set(&job->error, ERR_DEVICE, "not run: the batch before it failed");
+		} else {
+			pthread_mutex_unlock(&worker->lock);
+			device->backend->submit(device, &job->batch, &job->error);
+			pthread_mutex_lock(&worker->lock);
+		}
+		push(&worker->running, job);
+		pthread_cond_broadcast(&worker->changed);
+	}
+	pthread_mutex_unlock(&worker->lock);
+	return NULL;
+}
+
+/* Wait for the oldest batch on the device and tell the loop. */
+static void *waiter_run(void *arg)
+{
+	struct worker *worker = arg;
+	struct device *device = worker->device;
+	uint64_t one = 1;
+	struct job *job;
+
+	pthread_mutex_lock(&worker->lock);
+	for (;;) {
+		while (!worker->running.n && !(worker->stop && worker->outside == worker->done.n))
+			pthread_cond_wait(&worker->changed, &worker->lock);
+		if (!worker->running.n)
+			break;
+		job = worker->running.job[worker->running.first];
+		pthread_mutex_unlock(&worker->lock);
+		if (!job->error.code)
+			device->backend->wait(device, &job->error);
+		job->ended_ns = now_ns();
+		pthread_mutex_lock(&worker->lock);
+		worker->failed |= job->error.code != 0;
+		worker->busy_ns += job->ended_ns - (job->started_ns > worker->last_ns ? job->started_ns : worker->last_ns);
+		worker->last_ns = job->ended_ns;
+		push(&worker->done, pop(&worker->running));
+		pthread_cond_broadcast(&worker->changed);
+		while (write(worker->fd, &one, sizeof one) < 0 && errno == EINTR)
+			;
+	}
+	pthread_mutex_unlock(&worker->lock);
+	return NULL;
+}
+
+static void stop_thread(struct worker *worker, pthread_t thread)
+{
+	pthread_mutex_lock(&worker->lock);
+	worker->stop = true;
+	pthread_cond_broadcast(&worker->changed);
+	pthread_mutex_unlock(&worker->lock);
+	pthread_join(thread, NULL);
+}
+
+int worker_new(struct device *device, struct worker **ret_worker, struct error *err)
+{
+	struct worker *worker = calloc(1, sizeof *worker);
+
+	if (!worker)
+		return error_memory(err, "worker");
+	assert(device->depth <= JOBS_MAX);
+	worker->device = device;
+	pthread_mutex_init(&worker->lock, NULL);
+	pthread_cond_init(&worker->changed, NULL);
+	worker->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (worker->fd < 0) {
+		error_system(err, "worker: eventfd");
+		goto fail;
+	}
+	errno = pthread_create(&worker->starter, NULL, starter_run, worker);
+	if (errno) {
+		error_system(err, "worker: thread");
+		goto fail;
+	}
+	errno = pthread_create(&worker->waiter, NULL, waiter_run, worker);
+	if (errno) {
+		error_system(err, "worker: thread");
+		stop_thread(worker, worker->starter);
+		goto fail;
+	}
+	*ret_worker = worker;
+	return 0;
+fail:
+	if (worker->fd >= 0)
+		close(worker->fd);
+	pthread_cond_destroy(&worker->changed);
+	pthread_mutex_destroy(&worker->lock);
+	free(worker);
+	return ERR_SYSTEM;
+}
+
+void worker_free(struct worker *worker)
+{
+	if (!worker)
+		return;
+	stop_thread(worker, worker->starter);
+	stop_thread(worker, worker->waiter);
+	close(worker->fd);
+	pthread_cond_destroy(&worker->changed);
+	pthread_mutex_destroy(&worker->lock);
+	free(worker);
+}
+
+void worker_submit(struct worker *worker, struct job *job)
+{
+	pthread_mutex_lock(&worker->lock);
+	push(&worker->handed, job);
+	worker->outside++;
+	pthread_cond_broadcast(&worker->changed);
+	pthread_mutex_unlock(&worker->lock);
+}
+
+int worker_fd(const struct worker *worker)
+{
+	return worker->fd;
+}
+
+struct job *worker_collect(struct worker *worker)
+{
+	struct job *job;
+	uint64_t count;
+
+	pthread_mutex_lock(&worker->lock);
+	job = pop(&worker->done);
+	if (job && --worker->outside == 0)
+		worker->failed = false;
+	if (!worker->done.n && read(worker->fd, &count, sizeof count) < 0)
+		count = 0; /* nothing to read: fine */
+	pthread_mutex_unlock(&worker->lock);
+	return job;
+}
+
+uint64_t worker_busy_ns(struct worker *worker)
+{
+	uint64_t busy;
+
+	pthread_mutex_lock(&worker->lock);
+	busy = worker->busy_ns;
+	pthread_mutex_unlock(&worker->lock);
+	return busy;
+}
