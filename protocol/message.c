@@ -366,9 +366,9 @@ int message_decode(const void *header, size_t length, struct message *ret_messag
 	if (length > MESSAGE_HEADER_MAX)
 		return error_set(err, REFUSED_BAD_HEADER, "the header has %zu bytes, expected at most %d", length,
 				 MESSAGE_HEADER_MAX);
-	if (wire_check_map(header, length, err) != 0)
-		return err ? (err->code = REFUSED_BAD_HEADER) : REFUSED_BAD_HEADER;
-	status = check_version(reader, err);
+	status = wire_check_map(header, length, err);
+	if (status == 0)
+		status = check_version(reader, err);
 	if (status == 0)
 		status = decode_type(reader, &message.type, err);
 	if (status == 0)

@@ -10,6 +10,8 @@
 
 #include <msgpack.h>
 
+#include "protocol/refusal.h"
+
 static int append(void *data, const char *bytes, size_t size)
 {
 	struct wire_writer *writer = data;
@@ -147,6 +149,19 @@ static bool is_utf8(const char *text, size_t size)
 			return false;
 	}
 	return true;
+}
+
+bool wire_is_printable(const char *text, size_t size)
+{
+	for (size_t i = 0; i < size; i++) {
+		const unsigned char byte = (unsigned char)text[i];
+
+		if (byte < 0x20 || byte == 0x7f)
+			return false;
+		if (byte == 0xc2 && i + 1 < size && (unsigned char)text[i + 1] < 0xa0) /* U+0080 to U+009F */
+			return false;
+	}
+	return is_utf8(text, size);
 }
 
 void wire_put_str(struct wire_writer *writer, const char *text)
@@ -342,13 +357,13 @@ int wire_check(const void *bytes, size_t size, struct error *err)
 		if (!wrong && held(&value) > 0 && depth == WIRE_DEPTH_MAX)
 			wrong = "arrays and maps are nested too deep";
 		if (wrong)
-			return error_set(err, ERR_FORMAT, "not well-formed msgpack: %s (before byte %zu of %zu)", wrong,
+			return error_set(err, REFUSED_BAD_HEADER, "not well-formed msgpack: %s (before byte %zu of %zu)", wrong,
 					 (size_t)(reader.at - (const unsigned char *)bytes), size);
 		if (held(&value) > 0)
 			left[++depth] = held(&value);
 	}
 	if (reader.at != reader.end)
-		return error_set(err, ERR_FORMAT, "%zu bytes follow the end of the msgpack value",
+		return error_set(err, REFUSED_BAD_HEADER, "%zu bytes follow the end of the msgpack value",
 				 (size_t)(reader.end - reader.at));
 	return 0;
 }
@@ -364,20 +379,20 @@ int wire_check_map(const void *bytes, size_t size, struct error *err)
 	struct wire_value map, keys[WIRE_KEYS_MAX];
 
 	if (wire_check(bytes, size, err) != 0)
-		return ERR_FORMAT;
+		return REFUSED_BAD_HEADER;
 	map = wire_next(&reader);
 	if (map.type != WIRE_MAP)
-		return error_set(err, ERR_FORMAT, "it is %s, expected a map", wire_type_name(map.type));
+		return error_set(err, REFUSED_BAD_HEADER, "it is %s, expected a map", wire_type_name(map.type));
 	if (map.count > WIRE_KEYS_MAX)
-		return error_set(err, ERR_FORMAT, "the map has %zu keys, expected at most %d", map.count, WIRE_KEYS_MAX);
+		return error_set(err, REFUSED_BAD_HEADER, "the map has %zu keys, expected at most %d", map.count, WIRE_KEYS_MAX);
 	for (size_t i = 0; i < map.count; i++) {
 		keys[i] = wire_next(&reader);
 		if (keys[i].type != WIRE_STR)
-			return error_set(err, ERR_FORMAT, "key %zu is %s, expected a string", i + 1,
+			return error_set(err, REFUSED_BAD_HEADER, "key %zu is %s, expected a string", i + 1,
 					 wire_type_name(keys[i].type));
 		for (size_t j = 0; j < i; j++)
 			if (same_bytes(&keys[i], &keys[j]))
-				return error_set(err, ERR_FORMAT, "keys %zu and %zu are the same", j + 1, i + 1);
+				return error_set(err, REFUSED_BAD_HEADER, "keys %zu and %zu are the same", j + 1, i + 1);
 		wire_skip(&reader);
 	}
 	return 0;

@@ -67,7 +67,7 @@ const char *wire_type_name(enum wire_type type);
 
 /*
  * Check that the bytes are exactly one well-formed value: counts within the bytes that are there, at most
- * WIRE_DEPTH_MAX deep, strings in UTF-8, nothing behind it.  ERR_FORMAT says what is wrong, and where.
+ * WIRE_DEPTH_MAX deep, strings in UTF-8, nothing behind it.  REFUSED_BAD_HEADER says what is wrong, and where.
  */
 int wire_check(const void *bytes, size_t size, struct error *err);
 
@@ -87,5 +87,8 @@ void wire_skip(struct wire_reader *reader); /* the next value and all that it ho
 bool wire_find(struct wire_reader map, const char *key, struct wire_reader *ret_reader);
 
 bool wire_is(const struct wire_value *value, const char *text); /* the string with just these bytes */
+
+/* UTF-8 without control characters: fit for a terminal or a log line. */
+bool wire_is_printable(const char *text, size_t size);
 
 #endif
