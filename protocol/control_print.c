@@ -237,23 +237,29 @@ static void text_table(struct wire_reader *reader, size_t n, const struct table 
 
 static void text_items(struct wire_reader *reader, int indent, FILE *out);
 
-/* Print a value behind its key or dash: on the same line where it is a scalar, else on lines of its own. */
+/* Whether the value takes lines of its own. */
+static bool is_open(struct wire_value value)
+{
+	return is_nested(&value) && value.count > 0;
+}
+
+/* Print a value behind its key or dash, on the same line or on lines of its own. */
 static void text_value(struct wire_reader *reader, int indent, FILE *out)
 {
 	struct wire_reader ahead = *reader;
 	const struct wire_value value = wire_next(&ahead);
 
-	if (!is_nested(&value)) {
-		plain(&value, out);
-		fputc('\n', out);
-		*reader = ahead;
-	} else if (value.count == 0) {
-		fputs("none\n", out);
-		*reader = ahead;
-	} else {
+	if (is_open(value)) {
 		fputc('\n', out);
 		text_items(reader, indent, out);
+		return;
 	}
+	if (is_nested(&value))
+		fputs("none", out);
+	else
+		plain(&value, out);
+	fputc('\n', out);
+	*reader = ahead;
 }
 
 static int widest_key(struct wire_reader reader, size_t pairs)
@@ -285,8 +291,9 @@ static void text_map(struct wire_reader *reader, size_t pairs, int indent, FILE 
 			wire_skip(reader);
 			continue;
 		}
+		ahead = *reader;
 		spaces(indent, out);
-		cell(key, width + 2, out);
+		cell(key, is_open(wire_next(&ahead)) ? 0 : width + 2, out);
 		text_value(reader, indent + INDENT, out);
 	}
 }
