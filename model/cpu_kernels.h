@@ -1,0 +1,134 @@
+/*
+ * The vectorised kernels of the CPU back end: one source (cpu_product.c, cpu_scan.c, cpu_rows.c), compiled once for
+ * each instruction set; the table of the best one that this CPU has is chosen at run time.
+ *
+ * Every kernel works on padded columns: hidden_size, head_dim and state_size are rounded up to CPU_BLOCK and the
+ * padding is zero from end to end (zero weights give zero activations give zero states), so that no kernel has tails.
+ */
+#ifndef MODEL_CPU_KERNELS_H
+#define MODEL_CPU_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "model/error.h"
+
+#define CPU_BLOCK 16 /* columns that lie together, and the unit of padding */
+#define CPU_PANEL_VECTORS 3 /* a panel's columns are so many vectors */
+#define CPU_CHUNK 32 /* rows of a window that the scan takes at a time; a multiple of CPU_BLOCK */
+
+/* Activations, blocked by columns: number (row, column) is data[column / 16 * block_stride + row * row_stride +
+ * column % 16].  A row-major matrix has a block_stride of CPU_BLOCK. */
+struct cpu_matrix {
+	float *data;
+	size_t row_stride, block_stride;
+};
+
+/*
+ * A matrix product out = x W + bias, or out += x W + bias, W [k, columns] packed in panels: numbers (k, column) of a
+ * panel lie in the order of k, then column.  For bfloat16, of k / 2, then column, then k % 2.
+ */
+struct cpu_product {
+	const void *x;       /* [rows, k] float32 or bfloat16 */
+	size_t x_stride;     /* numbers */
+	const void *weights; /* [panels, k, panel] float32 or bfloat16 */
+	const float *bias;   /* [columns] */
+	size_t k;            /* a multiple of CPU_BLOCK */
+	size_t columns;      /* a multiple of CPU_BLOCK: the last panel's columns beyond it are not stored */
+	struct cpu_matrix out;
+	bool add;
+};
+
+/* A run of rows of one stream within a slice, and the stream's cache. */
+struct cpu_run {
+	float *cache;
+	size_t first; /* row of the slice */
+	size_t rows;
+	size_t first_chunk, n_chunks;
+};
+
+/* Rows of one window that the scan takes at a time. */
+struct cpu_chunk {
+	size_t run;
+	size_t first; /* row of the run */
+	size_t rows;
+	bool recurrent; /* whole, the chunk is of one row: computed as a recurrence */
+	bool advance;   /* the state after it is wanted, */
+	bool keep;      /* and belongs into the cache: the chunk is of a whole window */
+};
+
+/*
+ * Everything between the two matrix products of one layer, for the rows of a slice: the convolution, the selective
+ * scan (Dao & Gu 2024, arXiv:2405.21060, section 6) and the gate.
+ */
+struct cpu_scan {
+	size_t heads, head_dim, groups, state_size, taps; /* head_dim and state_size padded */
+	const float *conv;      /* [blocks of x, B, C; taps; CPU_BLOCK] */
+	const float *conv_bias; /* [x, B, C] */
+	const float *dt_bias;   /* [heads, padded] */
+	const float *a;         /* [heads, padded]: -exp(A_log) */
+	const float *d;         /* [heads] */
+	float dt_min, dt_max;
+	size_t history;         /* where the layer's conv state is in a cache: [blocks of x, B, C; taps - 1; CPU_BLOCK] */
+	size_t state;           /* and its SSM state: [heads, state_size, head_dim] */
+	const struct cpu_run *runs;
+	const struct cpu_chunk *chunks;
+	struct cpu_matrix in;   /* z, x, B, C, dt: columns of the first product; row_stride CPU_BLOCK */
+	float *b, *c;           /* [rows, groups, state_size] after the convolution */
+	float *scores;          /* [rows, groups, CPU_CHUNK]: C of the row times B of each row of its chunk */
+	float *dt, *log_decay;  /* [blocks of heads, rows, CPU_BLOCK]: step; sum of a dt from the chunk's start */
+	size_t dt_stride;       /* from block to block */
+	float *out;             /* [rows, heads, head_dim]: y silu(z) */
+};
+
+struct cpu_kernels {
+	const char *name;  /* "avx512bf16", "avx512", "avx2", "plain" */
+	size_t panel;      /* columns of a panel of weights */
+	bool has_bfloat16; /* products of bfloat16 are faster than those of float32 */
+
+	/* Rows first ... first + rows - 1 of one panel's columns.  A row's arithmetic is the same whatever rows is. */
+	void (*product_float32)(const struct cpu_product *product, size_t panel, size_t first, size_t rows);
+	void (*product_bfloat16)(const struct cpu_product *product, size_t panel, size_t first, size_t rows);
+
+	/*
+	 * RMSNorm of one row: x [groups, n], each group divided by the root of its mean square over `count` numbers
+	 * (n without the padding), times weight [groups, n].  out is float32, or bfloat16 pairs for a product.
+	 */
+	void (*normalise)(const float *x, const float *weight, size_t groups, size_t n, float count, float epsilon,
+			  float *out);
+	void (*normalise_bfloat16)(const float *x, const float *weight, size_t groups, size_t n, float count,
+				   float epsilon, uint16_t *out);
+
+	/* b, c and scores of one chunk and group; with group 0, dt and log_decay of all heads. */
+	void (*scan_inputs)(const struct cpu_scan *scan, size_t chunk, size_t group, float *scratch);
+
+	/* All rows of one run and head: writes out, advances the cache.  scan_inputs of all its chunks came before. */
+	void (*scan_head)(const struct cpu_scan *scan, size_t run, size_t head, float *scratch);
+};
+
+/* Floats of scratch memory that a thread needs for the scan; its contents mean nothing between calls. */
+size_t cpu_scan_scratch(const struct cpu_scan *scan);
+
+/* The kernels called name, or with NULL the best for this CPU; ERR_UNSUPPORTED if CPU or build has not got them. */
+int cpu_kernels_find(const char *name, const struct cpu_kernels **ret_kernels, struct error *err);
+
+/* The functions behind the table.  Each is compiled once a path: CPU_PATH, the suffix, comes with the compiler's flags. */
+#define CPU_NAME(name) CPU_NAME_JOIN(name, CPU_PATH)
+#define CPU_NAME_JOIN(name, path) CPU_NAME_PASTE(name, path)
+#define CPU_NAME_PASTE(name, path) name##_##path
+
+#define CPU_DECLARE(path)                                                                                           \
+	void cpu_product_float32_##path(const struct cpu_product *, size_t, size_t, size_t);                        \
+	void cpu_product_bfloat16_##path(const struct cpu_product *, size_t, size_t, size_t);                       \
+	void cpu_normalise_##path(const float *, const float *, size_t, size_t, float, float, float *);             \
+	void cpu_normalise_bfloat16_##path(const float *, const float *, size_t, size_t, float, float, uint16_t *); \
+	void cpu_scan_inputs_##path(const struct cpu_scan *, size_t, size_t, float *);                              \
+	void cpu_scan_head_##path(const struct cpu_scan *, size_t, size_t, float *)
+
+CPU_DECLARE(avx512bf16);
+CPU_DECLARE(avx512);
+CPU_DECLARE(avx2);
+CPU_DECLARE(plain);
+
+#endif

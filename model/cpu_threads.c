@@ -1,0 +1,259 @@
+/*
+ * The thread pool of the CPU back end.  A phase is opened by storing its number, odd, and closed by the next even one;
+ * a thread enters an open phase, takes tasks from a common counter until none is left, and leaves.  A thread that is
+ * late, because something else had its CPU, finds the phase closed and nobody has waited for it.
+ */
+#include "model/cpu_threads.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#define pause_cpu() _mm_pause()
+#define DENORMALS_ARE_ZERO 0x8040u /* flush to zero, denormals are zero */
+#else
+#define pause_cpu() atomic_signal_fence(memory_order_seq_cst)
+#endif
+
+#define SPINS_BEFORE_SLEEP 4000 /* pauses: about 100 microseconds */
+#define SPINS_BEFORE_YIELD 2000
+
+struct cpu_threads {
+	alignas(64) atomic_uint phase; /* odd: open */
+	atomic_uint sleepers;
+	alignas(64) atomic_size_t next; /* task */
+	alignas(64) atomic_uint inside; /* threads that may be running tasks, without the caller */
+	alignas(64) cpu_task *task;     /* of the open phase, as are arg and n */
+	void *arg;
+	size_t n;
+	size_t count;
+	atomic_bool stop;
+	struct helper {
+		struct cpu_threads *threads;
+		size_t number;
+		pthread_t thread;
+	} *helpers; /* [count - 1] */
+	size_t started;
+};
+
+static unsigned denormals_flush(void)
+{
+#if defined(__SSE__)
+	unsigned before = _mm_getcsr();
+
+	_mm_setcsr(before | DENORMALS_ARE_ZERO);
+	return before;
+#else
+	return 0;
+#endif
+}
+
+static void denormals_restore(unsigned before)
+{
+#if defined(__SSE__)
+	_mm_setcsr(before);
+#else
+	(void)before;
+#endif
+}
+
+static void futex(atomic_uint *word, int operation, unsigned value)
+{
+	syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
+
+static void take_tasks(struct cpu_threads *threads, size_t number)
+{
+	size_t task;
+
+	while ((task = atomic_fetch_add(&threads->next, 1)) < threads->n)
+		threads->task(threads->arg, task, number);
+}
+
+/* Wait until the phase is another than seen; returns it. */
+static unsigned wait_for_phase(struct cpu_threads *threads, unsigned seen)
+{
+	unsigned phase;
+
+	for (int i = 0; i < SPINS_BEFORE_SLEEP; i++) {
+		if ((phase = atomic_load(&threads->phase)) != seen)
+			return phase;
+		pause_cpu();
+	}
+	atomic_fetch_add(&threads->sleepers, 1);
+	while ((phase = atomic_load(&threads->phase)) == seen)
+		futex(&threads->phase, FUTEX_WAIT, seen);
+	atomic_fetch_sub(&threads->sleepers, 1);
+	return phase;
+}
+
+static void *help(void *arg)
+{
+	const struct helper *helper = arg;
+	struct cpu_threads *threads = helper->threads;
+	unsigned phase = 0;
+
+	denormals_flush();
+	while (!atomic_load(&threads->stop)) {
+		phase = wait_for_phase(threads, phase);
+		if (phase % 2 == 0)
+			continue;
+		atomic_fetch_add(&threads->inside, 1);
+		if (atomic_load(&threads->phase) == phase)
+			take_tasks(threads, helper->number);
+		atomic_fetch_sub(&threads->inside, 1);
+	}
+	return NULL;
+}
+
+static void set_phase(struct cpu_threads *threads, unsigned phase)
+{
+	atomic_store(&threads->phase, phase);
+	if (atomic_load(&threads->sleepers) > 0)
+		futex(&threads->phase, FUTEX_WAKE, INT32_MAX);
+}
+
+void cpu_threads_run(struct cpu_threads *threads, cpu_task *task, void *arg, size_t n)
+{
+	unsigned before = denormals_flush();
+	unsigned phase = atomic_load(&threads->phase);
+
+	threads->task = task;
+	threads->arg = arg;
+	threads->n = n;
+	atomic_store(&threads->next, 0);
+	if (n > 1 && threads->count > 1)
+		set_phase(threads, phase + 1);
+	take_tasks(threads, 0);
+	if (n > 1 && threads->count > 1)
+		atomic_store(&threads->phase, phase + 2);
+	for (int i = 0; atomic_load(&threads->inside) > 0; i++) {
+		if (i < SPINS_BEFORE_YIELD)
+			pause_cpu();
+		else
+			sched_yield();
+	}
+	denormals_restore(before);
+}
+
+int cpu_threads_new(size_t count, struct cpu_threads **ret_threads, struct error *err)
+{
+	struct cpu_threads *threads = aligned_alloc(64, sizeof *threads);
+	sigset_t all, before;
+	int failed = 0;
+
+	if (!threads)
+		return error_memory(err, "threads");
+	memset(threads, 0, sizeof *threads);
+	threads->count = count ? count : cpu_threads_available();
+	threads->helpers = calloc(threads->count, sizeof *threads->helpers);
+	if (!threads->helpers) {
+		cpu_threads_free(threads);
+		return error_memory(err, "threads");
+	}
+	sigfillset(&all); /* signals are for the program's own threads */
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	while (!failed && threads->started < threads->count - 1) {
+		struct helper *helper = &threads->helpers[threads->started];
+
+		helper->threads = threads;
+		helper->number = threads->started + 1;
+		failed = pthread_create(&helper->thread, NULL, help, helper);
+		threads->started += !failed;
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (failed) {
+		cpu_threads_free(threads);
+		return error_set(err, ERR_SYSTEM, "cannot start thread %zu of %zu: %s", threads->started + 1, count,
+				 strerror(failed));
+	}
+	*ret_threads = threads;
+	return 0;
+}
+
+void cpu_threads_free(struct cpu_threads *threads)
+{
+	if (!threads)
+		return;
+	atomic_store(&threads->stop, true);
+	set_phase(threads, atomic_load(&threads->phase) + 2);
+	for (size_t i = 0; i < threads->started; i++)
+		pthread_join(threads->helpers[i].thread, NULL);
+	free(threads->helpers);
+	free(threads);
+}
+
+size_t cpu_threads_count(const struct cpu_threads *threads)
+{
+	return threads->count;
+}
+
+/* CPUs that the cgroup at path, below the mount point, may use; SIZE_MAX without a quota. */
+static size_t cgroup_cpus(const char *path)
+{
+	char name[4096 + 64];
+	double quota, period;
+	size_t cpus = SIZE_MAX;
+	FILE *file;
+
+	snprintf(name, sizeof name, "/sys/fs/cgroup%s/cpu.max", path);
+	file = fopen(name, "re");
+	if (!file)
+		return cpus;
+	if (fscanf(file, "%lf %lf", &quota, &period) == 2 && quota > 0 && period > 0) /* "max 100000" is no quota */
+		cpus = quota > period ? (size_t)(quota / period + 0.5) : 1;
+	fclose(file);
+	return cpus;
+}
+
+/* The least quota of this process's cgroup (version 2) and those above it. */
+static size_t quota_cpus(void)
+{
+	char line[4096], *slash;
+	size_t cpus = SIZE_MAX;
+	FILE *file = fopen("/proc/self/cgroup", "re");
+	bool found = false;
+
+	if (!file)
+		return cpus;
+	while (!found && fgets(line, sizeof line, file))
+		found = strncmp(line, "0::/", 4) == 0;
+	fclose(file);
+	if (!found)
+		return cpus;
+	line[strcspn(line, "\n")] = '\0';
+	for (;;) {
+		const size_t here = cgroup_cpus(line + 3);
+
+		cpus = here < cpus ? here : cpus;
+		slash = strrchr(line + 3, '/');
+		if (!slash)
+			return cpus;
+		*slash = '\0';
+	}
+}
+
+size_t cpu_threads_available(void)
+{
+	cpu_set_t set;
+	size_t cpus = 1;
+	const size_t quota = quota_cpus();
+
+	if (sched_getaffinity(0, sizeof set, &set) == 0)
+		cpus = (size_t)CPU_COUNT(&set);
+	else if (sysconf(_SC_NPROCESSORS_ONLN) > 0)
+		cpus = (size_t)sysconf(_SC_NPROCESSORS_ONLN);
+	return quota < cpus ? quota : cpus;
+}
