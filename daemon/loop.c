@@ -280,13 +280,21 @@ static int timeout(struct server *server, int64_t due)
 /* Wait, then let everything that is ready happen once. */
 static int turn(struct server *server, int64_t due, struct error *err)
 {
-	enum { INGEST, SUBSCRIBE, PUBLISH, CONTROL, N };
-	struct endpoint *endpoints[N] = { server->ingest, server->subscribe, server->publish, server->control };
-	bool wanted[N] = { server->ingest, server->subscribe && ingest_wants_more(server), true, true };
-	int fds[2] = { worker_fd(server->worker), server->signal_fd };
-	bool ready[N], fd_ready[2];
-	int rc = endpoint_poll(endpoints, wanted, ready, N, fds, fd_ready, 2, timeout(server, due), err);
+	struct endpoint *const sockets[] = { server->publish, server->control, server->ingest, server->subscribe };
+	const bool reading[] = { true, true, true, ingest_wants_more(server) };
+	enum { N = sizeof sockets / sizeof sockets[0] };
+	struct endpoint *endpoints[N];
+	bool wanted[N], ready[N], fd_ready[2];
+	const int fds[2] = { worker_fd(server->worker), server->signal_fd };
+	size_t n = 0;
+	int rc;
 
+	for (size_t i = 0; i < N; i++)
+		if (sockets[i]) {
+			endpoints[n] = sockets[i];
+			wanted[n++] = reading[i];
+		}
+	rc = endpoint_poll(endpoints, wanted, ready, n, fds, fd_ready, 2, timeout(server, due), err);
 	server->now_ms = (int64_t)(now_ns() / 1000000);
 	if (rc)
 		return rc;
@@ -294,14 +302,16 @@ static int turn(struct server *server, int64_t due, struct error *err)
 		read_signals(server);
 	if (fd_ready[0])
 		rc = batch_finish(server, err);
-	if (!rc && ready[INGEST])
-		rc = ingest_receive(server, server->ingest, err);
-	if (!rc && ready[SUBSCRIBE])
-		rc = ingest_receive(server, server->subscribe, err);
-	if (!rc && ready[PUBLISH])
-		rc = drop_subscriptions(server, err);
-	if (!rc && ready[CONTROL])
-		rc = commands_receive(server, err);
+	for (size_t i = 0; i < n && !rc; i++) {
+		if (!ready[i])
+			continue;
+		if (endpoints[i] == server->publish)
+			rc = drop_subscriptions(server, err);
+		else if (endpoints[i] == server->control)
+			rc = commands_receive(server, err);
+		else
+			rc = ingest_receive(server, endpoints[i], err);
+	}
 	retry_stalled(server);
 	return rc;
 }
