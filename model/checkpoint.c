@@ -4,14 +4,16 @@
  */
 #include "model/checkpoint.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "model/file.h"
 #include "model/jsondoc.h"
 
 #define SHARDS_MAX 4096
+#define WHOLE "model.safetensors"
+#define INDEX "model.safetensors.index.json"
+#define MISTRAL "consolidated.safetensors"
 
 struct shard {
 	char *name; /* within the folder */
@@ -28,8 +30,11 @@ struct checkpoint {
 static int add_shard(struct checkpoint *checkpoint, const char *folder, const char *name, struct error *err)
 {
 	struct shard *grown, *shard;
-	char path[4096];
+	char path[FILE_PATH];
+	int rc = file_path(folder, name, path, err);
 
+	if (rc)
+		return rc;
 	if (checkpoint->n_shards == SHARDS_MAX)
 		return error_set(err, ERR_FORMAT, "%.200s: more than %d shards", folder, SHARDS_MAX);
 	grown = realloc(checkpoint->shards, (checkpoint->n_shards + 1) * sizeof *grown);
@@ -40,7 +45,6 @@ static int add_shard(struct checkpoint *checkpoint, const char *folder, const ch
 	*shard = (struct shard){ .name = strdup(name) };
 	if (!shard->name)
 		return error_memory(err, "a list of shards");
-	snprintf(path, sizeof path, "%s/%s", folder, name);
 	return safetensors_open(path, &shard->file, err);
 }
 
@@ -88,7 +92,7 @@ static int add_index(struct checkpoint *checkpoint, const char *folder, const ch
 	map = jsondoc_get(root, "weight_map");
 	if (!jsondoc_members(map))
 		rc = error_set(&why, ERR_FORMAT, "weight_map: expected an object from tensors to files");
-	for (void *at = rc ? NULL : jsondoc_first(map); at && !rc; at = jsondoc_next(map, at))
+	for (void *at = jsondoc_first(map); at && !rc; at = jsondoc_next(map, at))
 		rc = add_index_entry(checkpoint, folder, jsondoc_key(at), jsondoc_value(at), &why);
 	if (rc)
 		error_set(err, rc, "%.180s: %.200s", path, why.text);
@@ -98,19 +102,22 @@ static int add_index(struct checkpoint *checkpoint, const char *folder, const ch
 
 static int add_files(struct checkpoint *checkpoint, const char *folder, struct error *err)
 {
-	char path[4096];
+	char whole[FILE_PATH], index[FILE_PATH], mistral[FILE_PATH];
+	int rc = file_path(folder, WHOLE, whole, err);
 
-	snprintf(path, sizeof path, "%s/model.safetensors", folder);
-	if (!access(path, F_OK))
-		return add_shard(checkpoint, folder, "model.safetensors", err);
-	snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
-	if (!access(path, F_OK))
-		return add_index(checkpoint, folder, path, err);
-	snprintf(path, sizeof path, "%s/consolidated.safetensors", folder);
-	if (!access(path, F_OK))
-		return add_shard(checkpoint, folder, "consolidated.safetensors", err);
-	return error_set(err, ERR_FORMAT, "%.200s: no weights: expected model.safetensors or "
-			 "model.safetensors.index.json", folder);
+	if (!rc)
+		rc = file_path(folder, INDEX, index, err);
+	if (!rc)
+		rc = file_path(folder, MISTRAL, mistral, err);
+	if (rc)
+		return rc;
+	if (file_exists(whole))
+		return add_shard(checkpoint, folder, WHOLE, err);
+	if (file_exists(index))
+		return add_index(checkpoint, folder, index, err);
+	if (file_exists(mistral))
+		return add_shard(checkpoint, folder, MISTRAL, err);
+	return error_set(err, ERR_FORMAT, "%.200s: no weights: expected " WHOLE " or " INDEX, folder);
 }
 
 static int by_name(const void *left, const void *right)

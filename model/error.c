@@ -6,6 +6,15 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Names from files and peers end up in errors, and errors in logs: nothing in them may break a line. */
+static void make_printable(char *text)
+{
+	for (; *text; text++) {
+		if ((unsigned char)*text < 0x20 || *text == 0x7f)
+			*text = '?';
+	}
+}
+
 int error_set(struct error *err, int code, const char *format, ...)
 {
 	va_list args;
@@ -16,6 +25,7 @@ int error_set(struct error *err, int code, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(err->text, sizeof err->text, format, args);
 	va_end(args);
+	make_printable(err->text);
 	return code;
 }
 
@@ -31,6 +41,7 @@ int error_system(struct error *err, const char *format, ...)
 	va_start(args, format);
 	vsnprintf(err->text, sizeof err->text, format, args);
 	va_end(args);
+	make_printable(err->text);
 	used = strlen(err->text);
 	snprintf(err->text + used, sizeof err->text - used, ": %s", strerror(saved));
 	return ERR_SYSTEM;

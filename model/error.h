@@ -1,6 +1,7 @@
 /*
  * Errors as values.  A function that can fail returns 0 or a negative code and, when it fails, writes one sentence
  * into its caller's struct error: what was wrong and what was expected.  Nothing is allocated, nothing is logged.
+ * Control characters in the text become question marks, so that it stays one line of a log.
  */
 #ifndef MODEL_ERROR_H
 #define MODEL_ERROR_H

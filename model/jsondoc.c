@@ -4,13 +4,12 @@
  */
 #include "model/jsondoc.h"
 
-#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+
+#include "model/file.h"
 
 /* struct jsondoc stands for json_t, which headers shall not see.  jansson asks for json_t * even where it only reads. */
 static json_t *native(const struct jsondoc *value)
@@ -88,46 +87,13 @@ int jsondoc_parse(const char *text, size_t length, bool infinities, struct jsond
 	return 0;
 }
 
-/* Read the file that fd is open on: *ret_text is freed by the caller. */
-static int read_file(int fd, const char *path, char **ret_text, size_t *ret_length, struct error *err)
-{
-	struct stat status;
-	size_t length = 0, size;
-	ssize_t got = 1;
-	char *text;
-
-	if (fstat(fd, &status))
-		return error_system(err, "%.200s", path);
-	if (!S_ISREG(status.st_mode) || status.st_size > JSONDOC_FILE_MAX)
-		return error_set(err, ERR_FORMAT, "%.200s: expected a regular file of at most %d bytes", path,
-				 JSONDOC_FILE_MAX);
-	size = (size_t)status.st_size;
-	text = malloc(size + 1);
-	if (!text)
-		return error_memory(err, "JSON text");
-	while (length < size && (got = read(fd, text + length, size - length)) > 0)
-		length += (size_t)got;
-	if (got < 0) {
-		free(text);
-		return error_system(err, "%.200s", path);
-	}
-	*ret_text = text;
-	*ret_length = length;
-	return 0;
-}
-
 int jsondoc_read(const char *path, struct jsondoc **ret_root, struct error *err)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	struct error why;
 	size_t length = 0;
 	char *text = NULL;
-	int rc;
+	int rc = file_read(path, JSONDOC_FILE_MAX, &text, &length, err);
 
-	if (fd < 0)
-		return error_system(err, "%.200s", path);
-	rc = read_file(fd, path, &text, &length, err);
-	close(fd);
 	if (rc)
 		return rc;
 	rc = jsondoc_parse(text, length, true, ret_root, &why);

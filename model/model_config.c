@@ -6,9 +6,9 @@
 
 #include <math.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "model/file.h"
 
 /* An object whose keys are being read, and the first error. */
 struct fields {
@@ -217,11 +217,14 @@ static int parse_mistral(const struct jsondoc *root, struct model_config *config
 int model_config_parse(const struct jsondoc *root, struct model_config *ret_config, struct error *err)
 {
 	struct model_config config = { .use_bias = false };
+	const struct jsondoc *type = jsondoc_get(root, "model_type");
+	const char *name = "mamba";
 	int rc;
 
-	if (jsondoc_get(root, "dim"))
+	jsondoc_string(type, &name);
+	if (jsondoc_get(root, "dim") && !strcmp(name, "mamba"))
 		rc = parse_mistral(root, &config, err);
-	else if (jsondoc_get(root, "model_type"))
+	else if (type)
 		rc = parse_transformers(root, &config, err);
 	else if (jsondoc_get(root, "d_model"))
 		rc = parse_mamba_ssm(root, &config, err);
@@ -236,21 +239,23 @@ int model_config_parse(const struct jsondoc *root, struct model_config *ret_conf
 
 int model_config_read(const char *folder, struct model_config *ret_config, struct error *err)
 {
+	char config[FILE_PATH], mistral[FILE_PATH];
 	struct jsondoc *root;
+	const char *path;
 	struct error why;
-	char path[4096], mistral[4096];
-	const char *chosen;
-	int rc;
+	int rc = file_path(folder, "config.json", config, err);
 
-	snprintf(path, sizeof path, "%s/config.json", folder);
-	snprintf(mistral, sizeof mistral, "%s/params.json", folder);
-	chosen = access(path, F_OK) && !access(mistral, F_OK) ? mistral : path;
-	rc = jsondoc_read(chosen, &root, err);
+	if (!rc)
+		rc = file_path(folder, "params.json", mistral, err);
+	if (rc)
+		return rc;
+	path = file_exists(config) || !file_exists(mistral) ? config : mistral;
+	rc = jsondoc_read(path, &root, err);
 	if (rc)
 		return rc;
 	rc = model_config_parse(root, ret_config, &why);
 	if (rc)
-		error_set(err, rc, "%.200s: %.160s", chosen, why.text);
+		error_set(err, rc, "%.200s: %.160s", path, why.text);
 	jsondoc_free(root);
 	return rc;
 }

@@ -13,14 +13,12 @@
 #include "model/model_storage.h"
 #include "model/weights.h"
 
-#define LANES 16      /* generators side by side, so that they become vector code */
-#define ALIGNMENT 64  /* bytes, of each tensor */
+/* Generators side by side, in one vector; tensors take whole vectors. */
+#define LANES 16
+typedef uint32_t lanes_bits __attribute__((vector_size(LANES * sizeof(uint32_t))));
+typedef float lanes_floats __attribute__((vector_size(LANES * sizeof(float))));
 
-struct generator {
-	uint32_t lanes[LANES];
-};
-
-/* SplitMix64: spreads a seed over the lanes. */
+/* SplitMix64: spreads seeds that are close to each other. */
 static uint64_t mix(uint64_t x)
 {
 	x += 0x9e3779b97f4a7c15;
@@ -29,40 +27,26 @@ static uint64_t mix(uint64_t x)
 	return x ^ x >> 31;
 }
 
-static void generator_seed(struct generator *g, uint64_t seed)
+/*
+ * Fill out with n floats in [low, high), and the rest of its last vector: Marsaglia's xorshift in each lane, of which
+ * the upper 23 bits become a float in [1, 2).
+ */
+static void fill_uniform(uint64_t seed, float low, float high, size_t n, float *out)
 {
-	for (uint64_t i = 0; i < LANES; i++)
-		g->lanes[i] = (uint32_t)mix(seed + i * 0x632be59bd9b4e019) | 1; /* xorshift must not begin at 0 */
-}
+	lanes_bits x;
 
-/* Marsaglia's xorshift in each lane; a float in [low, high) from the upper 23 bits. */
-static inline void generator_fill(struct generator *g, float low, float high, size_t n, float *restrict out)
-{
-	float scale = high - low;
-
-	for (size_t i = 0; i < n; i++) {
-		uint32_t x = g->lanes[i], bits;
-		float unit;
+	for (unsigned int i = 0; i < LANES; i++)
+		x[i] = (uint32_t)mix(seed * LANES + i) | 1; /* xorshift must not begin at 0 */
+	for (size_t i = 0; i < n; i += LANES) {
+		lanes_floats floats;
 
 		x ^= x << 13;
 		x ^= x >> 17;
 		x ^= x << 5;
-		g->lanes[i] = x;
-		bits = x >> 9 | 0x3f800000; /* [1, 2) */
-		memcpy(&unit, &bits, sizeof unit);
-		out[i] = low + scale * (unit - 1.0f);
+		floats = (lanes_floats)(x >> 9 | 0x3f800000) - 1.0f;
+		floats = low + (high - low) * floats;
+		memcpy(out + i, &floats, sizeof floats);
 	}
-}
-
-static void fill_uniform(uint64_t seed, float low, float high, size_t n, float *out)
-{
-	size_t whole = n - n % LANES;
-	struct generator g;
-
-	generator_seed(&g, seed);
-	for (size_t i = 0; i < whole; i += LANES)
-		generator_fill(&g, low, high, LANES, out + i);
-	generator_fill(&g, low, high, n - whole, out + whole);
 }
 
 /* A = -exp(a_log) is between -1 and -16. */
@@ -98,9 +82,9 @@ static void fill_weight(const struct weight *weight, uint64_t seed, size_t n, fl
 		fill_uniform(seed, 0.9f, 1.1f, n, out);
 }
 
-static size_t aligned_bytes(size_t numbers)
+static size_t block_bytes(size_t numbers)
 {
-	return (numbers * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+	return (numbers + LANES - 1) / LANES * LANES * sizeof(float);
 }
 
 /* Random models have a bias where most checkpoints have one: in the convolution. */
@@ -117,8 +101,8 @@ static int allocate(struct model *model, const struct weight *of_layer, struct e
 	void *memory;
 
 	for (size_t i = 0; i < LAYER_WEIGHTS; i++)
-		layer_bytes += weight_present(&of_layer[i]) ? aligned_bytes(weight_numbers(&of_layer[i])) : 0;
-	storage->size = model->shape.num_layers * layer_bytes + aligned_bytes(model->shape.hidden_size);
+		layer_bytes += weight_present(&of_layer[i]) ? block_bytes(weight_numbers(&of_layer[i])) : 0;
+	storage->size = model->shape.num_layers * layer_bytes + block_bytes(model->shape.hidden_size);
 	memory = mmap(NULL, storage->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED)
 		return error_system(err, "%zu bytes of random weights", storage->size);
@@ -133,7 +117,7 @@ static float *place_tensor(struct tensor *tensor, size_t n, char **next)
 	float *data = (float *)(void *)*next;
 
 	*tensor = (struct tensor){ .data = data, .n = n, .dtype = DTYPE_FLOAT32 };
-	*next += aligned_bytes(n);
+	*next += block_bytes(n);
 	return data;
 }
 

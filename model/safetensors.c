@@ -4,14 +4,11 @@
  */
 #include "model/safetensors.h"
 
-#include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "model/file.h"
 #include "model/jsondoc.h"
 
 #define HEADER_MAX 100000000 /* bytes; the limit of the reference implementation */
@@ -267,42 +264,17 @@ int safetensors_parse(const void *bytes, size_t size, const char *name, struct s
 	return parse(bytes, size, false, name, ret_file, err);
 }
 
-static int map_file(int fd, const char *path, void **ret_bytes, size_t *ret_size, struct error *err)
-{
-	struct stat status;
-	void *bytes;
-
-	if (fstat(fd, &status))
-		return error_system(err, "%.200s", path);
-	if (!S_ISREG(status.st_mode))
-		return error_set(err, ERR_FORMAT, "%.200s is no regular file", path);
-	if (status.st_size < 8)
-		return error_set(err, ERR_FORMAT, "%.200s has %lld bytes: too short for a safetensors file", path,
-				 (long long)status.st_size);
-	bytes = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-	if (bytes == MAP_FAILED)
-		return error_system(err, "%.200s: cannot map it", path);
-	*ret_bytes = bytes;
-	*ret_size = (size_t)status.st_size;
-	return 0;
-}
-
 int safetensors_open(const char *path, struct safetensors **ret_file, struct error *err)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	void *bytes = NULL;
+	const void *bytes = NULL;
 	size_t size = 0;
-	int rc;
+	int rc = file_map(path, &bytes, &size, err);
 
-	if (fd < 0)
-		return error_system(err, "%.200s", path);
-	rc = map_file(fd, path, &bytes, &size, err);
-	close(fd);
 	if (rc)
 		return rc;
 	rc = parse(bytes, size, true, path, ret_file, err);
 	if (rc)
-		munmap(bytes, size);
+		file_unmap(bytes, size);
 	return rc;
 }
 
@@ -311,7 +283,7 @@ void safetensors_close(struct safetensors *file)
 	if (!file)
 		return;
 	if (file->mapped)
-		munmap((void *)file->bytes, file->size);
+		file_unmap(file->bytes, file->size);
 	jsondoc_free(file->header);
 	free(file->tensors);
 	free(file->name);
