@@ -36,14 +36,14 @@ static int zmq_error(struct error *err, const struct client *client, const char 
 static int configure(void *socket)
 {
 	static const struct { int name, value; } options[] = {
-		{ZMQ_LINGER, 0},
-		{ZMQ_SNDHWM, HIGH_WATER},
-		{ZMQ_RCVHWM, HIGH_WATER},
-		{ZMQ_HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS},
-		{ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS},
-		{ZMQ_RECONNECT_IVL, RECONNECT_MS},
-		{ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
-		{ZMQ_IPV6, 1}
+		{ ZMQ_LINGER, 0 },
+		{ ZMQ_SNDHWM, HIGH_WATER },
+		{ ZMQ_RCVHWM, HIGH_WATER },
+		{ ZMQ_HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS },
+		{ ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS },
+		{ ZMQ_RECONNECT_IVL, RECONNECT_MS },
+		{ ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS },
+		{ ZMQ_IPV6, 1 }
 	};
 
 	for (size_t i = 0; i < sizeof options / sizeof *options; i++)
@@ -107,7 +107,7 @@ int client_subscribe(struct client *client, const void *prefix, size_t size, str
 /* Wait until the socket can be sent to or received from: 1, or 0 after timeout_ms or a signal. */
 static int wait_for(struct client *client, short events, int timeout_ms, struct error *err)
 {
-	zmq_pollitem_t item = {.socket = client->socket, .events = events};
+	zmq_pollitem_t item = { .socket = client->socket, .events = events };
 	const int n = zmq_poll(&item, 1, timeout_ms);
 
 	if (n < 0 && errno != EINTR)
@@ -144,7 +144,7 @@ int client_send(struct client *client, const void *stream, size_t stream_size, c
 	return 0;
 }
 
-/* Receive a whole message without waiting: 1 with *ret_n its frames, of which FRAMES_MAX are kept; 0 if there is none. */
+/* Receive a message without waiting: 1, and *ret_n frames, of which FRAMES_MAX are kept; 0 if there is none. */
 static int receive_frames(struct client *client, size_t *ret_n, struct error *err)
 {
 	bool more = true;
@@ -173,7 +173,8 @@ static int receive_frames(struct client *client, size_t *ret_n, struct error *er
 
 int client_receive(struct client *client, int timeout_ms, struct client_message *ret_message, struct error *err)
 {
-	struct client_message received = {.payload = NULL};
+	struct client_message received = { .payload = NULL };
+	zmq_msg_t *frame = client->frame;
 	size_t n_frames;
 	int status = receive_frames(client, &n_frames, err);
 
@@ -187,14 +188,14 @@ int client_receive(struct client *client, int timeout_ms, struct client_message 
 	if (n_frames != 2 && n_frames != 3)
 		return error_set(err, ERR_FORMAT, "a message of %zu frames from %s, expected 2 or 3", n_frames,
 				 client->address);
-	received.stream = zmq_msg_data(&client->frame[0]);
-	received.stream_size = zmq_msg_size(&client->frame[0]);
-	status = message_decode(zmq_msg_data(&client->frame[1]), zmq_msg_size(&client->frame[1]), &received.header, err);
+	received.stream = zmq_msg_data(&frame[0]);
+	received.stream_size = zmq_msg_size(&frame[0]);
+	status = message_decode(zmq_msg_data(&frame[1]), zmq_msg_size(&frame[1]), &received.header, err);
 	if (status != 0)
 		return status;
 	if (n_frames == 3) {
-		received.payload = zmq_msg_data(&client->frame[2]);
-		received.payload_size = zmq_msg_size(&client->frame[2]);
+		received.payload = zmq_msg_data(&frame[2]);
+		received.payload_size = zmq_msg_size(&frame[2]);
 	}
 	if (received.payload_size != message_payload_bytes(&received.header))
 		return error_set(err, ERR_FORMAT, "a payload of %zu bytes from %s, expected %zu", received.payload_size,
@@ -220,7 +221,8 @@ int client_request(struct client *client, const void *request, size_t size, int 
 	if (status == 0)
 		return error_set(err, ERR_SYSTEM, "no answer from %s within %d ms", client->address, timeout_ms);
 	if (n_frames != 1)
-		return error_set(err, ERR_FORMAT, "an answer of %zu frames from %s, expected 1", n_frames, client->address);
+		return error_set(err, ERR_FORMAT, "an answer of %zu frames from %s, expected 1", n_frames,
+				 client->address);
 	return control_read(zmq_msg_data(&client->frame[0]), zmq_msg_size(&client->frame[0]), ret_answer, err);
 }
 

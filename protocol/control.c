@@ -12,7 +12,7 @@
 
 static void begin(struct control_writer *writer, void *buffer, size_t size)
 {
-	*writer = (struct control_writer){.out = {.buffer = buffer, .size = size}, .depth = 1};
+	*writer = (struct control_writer){ .out = { .buffer = buffer, .size = size }, .depth = 1 };
 	writer->level[0].opened = wire_open_map(&writer->out);
 	control_put_uint(writer, "v", PROTOCOL_VERSION);
 }
@@ -108,7 +108,7 @@ size_t control_finish(struct control_writer *writer)
 
 int control_read(const void *bytes, size_t size, struct control *ret_control, struct error *err)
 {
-	const struct control control = {.map = wire_reader(bytes, size)};
+	const struct control control = { .map = wire_reader(bytes, size) };
 	uint64_t version = 0;
 
 	if (wire_check_map(bytes, size, err) != 0)
@@ -198,10 +198,10 @@ int control_answer(struct endpoint *endpoint, const struct endpoint_message *mes
 		   enum endpoint_sent *ret_sent, struct error *err)
 {
 	const size_t body = control_request_frame(message);
-	struct endpoint_frame frames[3] = {{.data = NULL}};
+	struct endpoint_frame frames[3] = { { .data = NULL } };
 
 	assert(body > 0);
-	frames[0] = (struct endpoint_frame){.data = message->frame[0].data, .size = message->frame[0].size};
-	frames[body] = (struct endpoint_frame){.data = bytes, .size = size};
+	frames[0] = (struct endpoint_frame){ .data = message->frame[0].data, .size = message->frame[0].size };
+	frames[body] = (struct endpoint_frame){ .data = bytes, .size = size };
 	return endpoint_send(endpoint, frames, body + 1, ret_sent, err);
 }

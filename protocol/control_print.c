@@ -192,7 +192,9 @@ static bool read_row(struct wire_reader *reader, bool first, struct table *table
 {
 	const struct wire_value map = wire_next(reader);
 
-	if (map.type != WIRE_MAP || map.count == 0 || map.count > COLUMNS_MAX || (!first && map.count != table->columns))
+	if (map.type != WIRE_MAP || map.count == 0 || map.count > COLUMNS_MAX)
+		return false;
+	if (!first && map.count != table->columns)
 		return false;
 	table->columns = map.count;
 	for (size_t i = 0; i < map.count; i++) {

@@ -94,19 +94,19 @@ static int configure(void *socket, const struct endpoint_options *options)
 {
 	const int64_t largest = (int64_t)options->message_bytes;
 	const struct option common[] = {
-		{ZMQ_LINGER, 0},
-		{ZMQ_SNDHWM, options->send_high_water},
-		{ZMQ_RCVHWM, options->receive_high_water},
-		{ZMQ_HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS},
-		{ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS},
-		{ZMQ_HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS},
-		{ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS},
-		{ZMQ_RECONNECT_IVL, RECONNECT_MS},
-		{ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS},
-		{ZMQ_TCP_KEEPALIVE, 1},
-		{ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S},
-		{ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL_S},
-		{ZMQ_TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT}
+		{ ZMQ_LINGER, 0 },
+		{ ZMQ_SNDHWM, options->send_high_water },
+		{ ZMQ_RCVHWM, options->receive_high_water },
+		{ ZMQ_HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS },
+		{ ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS },
+		{ ZMQ_HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS },
+		{ ZMQ_HANDSHAKE_IVL, HANDSHAKE_MS },
+		{ ZMQ_RECONNECT_IVL, RECONNECT_MS },
+		{ ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS },
+		{ ZMQ_TCP_KEEPALIVE, 1 },
+		{ ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S },
+		{ ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL_S },
+		{ ZMQ_TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT }
 	};
 
 	if (zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest) != 0)
@@ -116,9 +116,9 @@ static int configure(void *socket, const struct endpoint_options *options)
 
 static int configure_kind(void *socket, enum endpoint_kind kind)
 {
-	static const struct option ingest[] = {{ZMQ_ROUTER_MANDATORY, 1}, {ZMQ_ROUTER_HANDOVER, 1}};
-	static const struct option control[] = {{ZMQ_ROUTER_MANDATORY, 1}};
-	static const struct option publish[] = {{ZMQ_XPUB_NODROP, 1}};
+	static const struct option ingest[] = { { ZMQ_ROUTER_MANDATORY, 1 }, { ZMQ_ROUTER_HANDOVER, 1 } };
+	static const struct option control[] = { { ZMQ_ROUTER_MANDATORY, 1 } };
+	static const struct option publish[] = { { ZMQ_XPUB_NODROP, 1 } };
 
 	switch (kind) {
 	case ENDPOINT_INGEST:
@@ -136,7 +136,7 @@ static int configure_kind(void *socket, enum endpoint_kind kind)
 int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, const struct endpoint_options *options,
 		 struct endpoint **ret_endpoint, struct error *err)
 {
-	static const int types[] = {ZMQ_ROUTER, ZMQ_SUB, ZMQ_XPUB, ZMQ_ROUTER};
+	static const int types[] = { ZMQ_ROUTER, ZMQ_SUB, ZMQ_XPUB, ZMQ_ROUTER };
 	struct endpoint *endpoint = calloc(1, sizeof *endpoint);
 	int status;
 
@@ -188,12 +188,13 @@ int endpoint_attach(struct endpoint *endpoint, const char *address, struct error
 {
 	const bool connects = address[0] == '>';
 	size_t size = sizeof endpoint->address;
-	struct option ipv6 = {ZMQ_IPV6, 1};
+	struct option ipv6 = { ZMQ_IPV6, 1 };
 
 	if (address[0] == '>' || address[0] == '@')
 		address++;
 	ipv6.value = !is_ipv4(address);
-	if (set_options(endpoint->socket, &ipv6, 1) != 0 || (connects ? zmq_connect : zmq_bind)(endpoint->socket, address) != 0)
+	if (set_options(endpoint->socket, &ipv6, 1) != 0
+	    || (connects ? zmq_connect : zmq_bind)(endpoint->socket, address) != 0)
 		return error_set(err, ERR_SYSTEM, "cannot %s %s: %s", connects ? "connect to" : "bind to", address,
 				 zmq_strerror(errno));
 	if (zmq_getsockopt(endpoint->socket, ZMQ_LAST_ENDPOINT, endpoint->address, &size) != 0)
@@ -212,7 +213,7 @@ int endpoint_message_init(struct endpoint_message *message, struct error *err)
 
 	if (!storage)
 		return error_memory(err, "a message");
-	*message = (struct endpoint_message){.storage = storage};
+	*message = (struct endpoint_message){ .storage = storage };
 	return 0;
 }
 
@@ -327,7 +328,7 @@ static int send_built(void *socket, zmq_msg_t *msg, bool more)
 /* Send the first frame, always as a copy: whoever is refused here still has everything it lent. */
 static int send_first(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more)
 {
-	struct endpoint_frame copied = {.data = frame->data, .size = frame->size};
+	struct endpoint_frame copied = { .data = frame->data, .size = frame->size };
 	zmq_msg_t msg;
 
 	if (endpoint->missed) {
@@ -346,7 +347,7 @@ static int send_first(struct endpoint *endpoint, const struct endpoint_frame *fr
 /* Send the first frame to the subscribers that have room, although one of them has none. */
 static int send_first_lossy(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more)
 {
-	const struct option drop = {ZMQ_XPUB_NODROP, 0}, keep = {ZMQ_XPUB_NODROP, 1};
+	const struct option drop = { ZMQ_XPUB_NODROP, 0 }, keep = { ZMQ_XPUB_NODROP, 1 };
 	int status = set_options(endpoint->socket, &drop, 1);
 
 	if (status == 0)
@@ -422,11 +423,14 @@ static int address_first(struct endpoint *endpoint, const struct endpoint_frame 
 int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames, size_t n_frames,
 		  enum endpoint_sent *ret_sent, struct error *err)
 {
+	const bool more = n_frames > 1;
 	enum endpoint_sent sent;
 	int status;
 
-	status = (endpoint->kind == ENDPOINT_PUBLISH ? publish_first : address_first)(endpoint, &frames[0], n_frames > 1,
-										      &sent);
+	if (endpoint->kind == ENDPOINT_PUBLISH)
+		status = publish_first(endpoint, &frames[0], more, &sent);
+	else
+		status = address_first(endpoint, &frames[0], more, &sent);
 	if (status != 0) {
 		status = zmq_error(err, endpoint->address);
 		release_all(frames, n_frames);
@@ -452,9 +456,9 @@ int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *r
 
 	assert(n_endpoints + n_fds <= POLL_MAX);
 	for (size_t i = 0; i < n_endpoints; i++)
-		items[i] = (zmq_pollitem_t){.socket = endpoints[i]->socket, .events = wanted[i] ? ZMQ_POLLIN : 0};
+		items[i] = (zmq_pollitem_t){ .socket = endpoints[i]->socket, .events = wanted[i] ? ZMQ_POLLIN : 0 };
 	for (size_t i = 0; i < n_fds; i++)
-		items[n_endpoints + i] = (zmq_pollitem_t){.fd = fds[i], .events = ZMQ_POLLIN};
+		items[n_endpoints + i] = (zmq_pollitem_t){ .fd = fds[i], .events = ZMQ_POLLIN };
 	n_ready = zmq_poll(items, n, timeout_ms);
 	if (n_ready < 0 && errno != EINTR)
 		return zmq_error(err, "waiting for messages");

@@ -24,7 +24,6 @@ struct endpoint_options {
 	size_t message_bytes;  /* largest frame accepted */
 	int send_high_water;   /* messages queued for one peer */
 	int receive_high_water;
-	int io_threads;        /* of the context */
 };
 
 struct endpoint_context; /* ZeroMQ's context: its I/O threads */

@@ -36,32 +36,32 @@ static const struct field {
 } fields[] = {
 #define NO_FLAG SIZE_MAX
 #define MEMBER(name) offsetof(struct message, name)
-	{"epoch", KIND_UINT, MEMBER(epoch), NO_FLAG, ACK | HIDDEN | EVENT, PRODUCER | ERROR},
-	{"pos", KIND_UINT, MEMBER(pos), MEMBER(has_pos), HIDDEN | EVENT, DATA},
-	{"shape", KIND_SHAPE, 0, MEMBER(has_shape), HIDDEN, DATA},
-	{"dtype", KIND_DTYPE, 0, MEMBER(has_shape), HIDDEN, DATA},
-	{"flush", KIND_BOOL, MEMBER(flush), NO_FLAG, 0, DATA},
-	{"end", KIND_BOOL, MEMBER(end), NO_FLAG, 0, DATA | HIDDEN},
-	{"reply", KIND_BOOL, MEMBER(reply), NO_FLAG, 0, OPEN},
-	{"from", KIND_UINT, MEMBER(from), MEMBER(has_from), 0, OPEN},
-	{"got", KIND_UINT, MEMBER(got), MEMBER(has_got), 0, PRODUCER},
-	{"layer", KIND_UINT, MEMBER(layer), MEMBER(has_layer), 0, HIDDEN},
-	{"t", KIND_UINT, MEMBER(t), MEMBER(has_t), 0, DATA | HIDDEN},
-	{"next", KIND_UINT, MEMBER(next), NO_FLAG, ACK, 0},
-	{"done", KIND_UINT, MEMBER(done), NO_FLAG, ACK, 0},
-	{"durable", KIND_UINT, MEMBER(durable), NO_FLAG, ACK, 0},
-	{"credit", KIND_UINT, MEMBER(credit), NO_FLAG, ACK, 0},
-	{"code", KIND_CODE, 0, NO_FLAG, ERROR, 0},
-	{"expected", KIND_UINT, MEMBER(expected), MEMBER(has_expected), 0, ERROR},
-	{"event", KIND_EVENT, 0, NO_FLAG, EVENT, 0},
-	{"message", KIND_TEXT, 0, NO_FLAG, ERROR, EVENT}
+	{ "epoch", KIND_UINT, MEMBER(epoch), NO_FLAG, ACK | HIDDEN | EVENT, PRODUCER | ERROR },
+	{ "pos", KIND_UINT, MEMBER(pos), MEMBER(has_pos), HIDDEN | EVENT, DATA },
+	{ "shape", KIND_SHAPE, 0, MEMBER(has_shape), HIDDEN, DATA },
+	{ "dtype", KIND_DTYPE, 0, MEMBER(has_shape), HIDDEN, DATA },
+	{ "flush", KIND_BOOL, MEMBER(flush), NO_FLAG, 0, DATA },
+	{ "end", KIND_BOOL, MEMBER(end), NO_FLAG, 0, DATA | HIDDEN },
+	{ "reply", KIND_BOOL, MEMBER(reply), NO_FLAG, 0, OPEN },
+	{ "from", KIND_UINT, MEMBER(from), MEMBER(has_from), 0, OPEN },
+	{ "got", KIND_UINT, MEMBER(got), MEMBER(has_got), 0, PRODUCER },
+	{ "layer", KIND_UINT, MEMBER(layer), MEMBER(has_layer), 0, HIDDEN },
+	{ "t", KIND_UINT, MEMBER(t), MEMBER(has_t), 0, DATA | HIDDEN },
+	{ "next", KIND_UINT, MEMBER(next), NO_FLAG, ACK, 0 },
+	{ "done", KIND_UINT, MEMBER(done), NO_FLAG, ACK, 0 },
+	{ "durable", KIND_UINT, MEMBER(durable), NO_FLAG, ACK, 0 },
+	{ "credit", KIND_UINT, MEMBER(credit), NO_FLAG, ACK, 0 },
+	{ "code", KIND_CODE, 0, NO_FLAG, ERROR, 0 },
+	{ "expected", KIND_UINT, MEMBER(expected), MEMBER(has_expected), 0, ERROR },
+	{ "event", KIND_EVENT, 0, NO_FLAG, EVENT, 0 },
+	{ "message", KIND_TEXT, 0, NO_FLAG, ERROR, EVENT }
 #undef MEMBER
 };
 #define DTYPE_MISSING DTYPE_COUNT /* while a header is being decoded */
 #define N_FIELDS (sizeof fields / sizeof *fields)
 
-static const char *const type_names[] = {"data", "open", "flush", "close", "ack", "error", "hidden", "event"};
-static const char *const event_names[] = {"gap", "reset", "closed", "evicted"};
+static const char *const type_names[] = { "data", "open", "flush", "close", "ack", "error", "hidden", "event" };
+static const char *const event_names[] = { "gap", "reset", "closed", "evicted" };
 #define N_TYPES (sizeof type_names / sizeof *type_names)
 #define N_EVENTS (sizeof event_names / sizeof *event_names)
 
@@ -97,7 +97,7 @@ struct quoted { char text[36]; };
 static struct quoted quote(const struct wire_value *value)
 {
 	const size_t most = sizeof((struct quoted *)0)->text - 4;
-	struct quoted quoted = {""};
+	struct quoted quoted = { "" };
 	size_t n = value->bytes.size < most ? value->bytes.size : most;
 
 	for (size_t i = 0; i < n; i++) {
@@ -128,7 +128,7 @@ static size_t find_name(const struct wire_value *value, const char *const *names
 static int decode_shape(const struct wire_value *value, struct wire_reader *reader, struct message *message,
 			struct error *err)
 {
-	uint64_t sizes[2] = {0, 0};
+	uint64_t sizes[2] = { 0, 0 };
 
 	if (value->type != WIRE_ARRAY)
 		return wrong_type("shape", value, "an array", err);
@@ -159,8 +159,8 @@ static int decode_dtype(const struct wire_value *value, struct message *message,
 			message->dtype = dtype;
 			return 0;
 		}
-	return error_set(err, REFUSED_BAD_DTYPE, "dtype \"%s\" is unknown, expected float32, float16 or bfloat16, or for "
-			 "token ids uint8, uint16, int32 or uint32", quote(value).text);
+	return error_set(err, REFUSED_BAD_DTYPE, "dtype \"%s\" is unknown, expected float32, float16 or bfloat16, "
+			 "or of token ids uint8, uint16, int32 or uint32", quote(value).text);
 }
 
 static int decode_event(const struct wire_value *value, struct message *message, struct error *err)
@@ -265,8 +265,8 @@ static int check_required(enum message_type type, unsigned int seen, struct erro
 {
 	for (size_t i = 0; i < N_FIELDS; i++)
 		if (fields[i].required & BIT(type) && !(seen & BIT(i)))
-			return error_set(err, REFUSED_BAD_HEADER, "%s is missing, every %s message has it", fields[i].name,
-					 type_names[type]);
+			return error_set(err, REFUSED_BAD_HEADER, "%s is missing, every %s message has it",
+					 fields[i].name, type_names[type]);
 	return 0;
 }
 
@@ -282,8 +282,8 @@ static int check_data(struct message *message, struct error *err)
 	if (message->dtype == DTYPE_MISSING)
 		message->dtype = tokens ? DTYPE_UINT32 : DTYPE_FLOAT32;
 	if (dtype_is_float(message->dtype) == tokens)
-		return error_set(err, REFUSED_BAD_DTYPE, "dtype %s with shape %s, expected %s", dtype_name(message->dtype),
-				 tokens ? "[rows]" : "[rows, columns]",
+		return error_set(err, REFUSED_BAD_DTYPE, "dtype %s with shape %s, expected %s",
+				 dtype_name(message->dtype), tokens ? "[rows]" : "[rows, columns]",
 				 tokens ? "an integer type for token ids" : "float32, float16 or bfloat16");
 	return 0;
 }
@@ -359,7 +359,7 @@ static int decode_type(struct wire_reader reader, enum message_type *ret_type, s
 int message_decode(const void *header, size_t length, struct message *ret_message, struct error *err)
 {
 	const struct wire_reader reader = wire_reader(header, length);
-	struct message message = {.dtype = DTYPE_MISSING};
+	struct message message = { .dtype = DTYPE_MISSING };
 	unsigned int seen;
 	int status;
 
@@ -441,7 +441,7 @@ static void encode_field(struct wire_writer *writer, const struct field *field, 
 
 size_t message_encode(const struct message *message, void *buffer)
 {
-	struct wire_writer writer = {.buffer = buffer, .size = MESSAGE_HEADER_MAX};
+	struct wire_writer writer = { .buffer = buffer, .size = MESSAGE_HEADER_MAX };
 	uint32_t pairs = 2;
 
 	for (size_t i = 0; i < N_FIELDS; i++)
@@ -460,7 +460,7 @@ size_t message_encode(const struct message *message, void *buffer)
 
 size_t message_payload_bytes(const struct message *message)
 {
-	if (!message->has_shape)
-		return 0;
-	return (size_t)message->rows * (size_t)(message->columns > 0 ? message->columns : 1) * dtype_size(message->dtype);
+	const uint64_t columns = message->columns > 0 ? message->columns : 1;
+
+	return message->has_shape ? (size_t)(message->rows * columns) * dtype_size(message->dtype) : 0;
 }

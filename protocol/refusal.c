@@ -7,8 +7,8 @@
 #include <string.h>
 
 static const char *const names[REFUSAL_COUNT] = {
-	"bad_version", "bad_header", "bad_shape", "bad_dtype", "bad_size", "bad_token", "non_finite", "gap", "no_credit",
-	"stale_epoch", "closed", "too_many_streams", "shutting_down", "state_damaged", "denied", "internal"
+	"bad_version", "bad_header", "bad_shape", "bad_dtype", "bad_size", "bad_token", "non_finite", "gap",
+	"no_credit", "stale_epoch", "closed", "too_many_streams", "shutting_down", "state_damaged", "denied", "internal"
 };
 
 const char *refusal_name(int code)

@@ -53,7 +53,8 @@ int streamid_parse(const char *text, void *id, size_t *ret_size, struct error *e
 	unsigned char *bytes = id;
 
 	if (size == 0 || size > MESSAGE_STREAM_MAX)
-		return error_set(err, ERR_ARGUMENT, "stream id of %zu bytes, expected 1 to %d", size, MESSAGE_STREAM_MAX);
+		return error_set(err, ERR_ARGUMENT, "stream id of %zu bytes, expected 1 to %d", size,
+				 MESSAGE_STREAM_MAX);
 	if (!hex)
 		memcpy(id, from, size);
 	for (size_t i = 0; hex && i < size; i++) {

@@ -192,15 +192,15 @@ const char *wire_type_name(enum wire_type type)
 static const struct format {
 	unsigned char type, width;
 } formats[32] = {
-	{WIRE_NIL, 0}, {WIRE_EXT, 0}, {WIRE_BOOL, 0}, {WIRE_BOOL, 0},
-	{WIRE_BIN, 1}, {WIRE_BIN, 2}, {WIRE_BIN, 4},
-	{WIRE_EXT, 1}, {WIRE_EXT, 2}, {WIRE_EXT, 4},
-	{WIRE_FLOAT, 4}, {WIRE_FLOAT, 8},
-	{WIRE_UINT, 1}, {WIRE_UINT, 2}, {WIRE_UINT, 4}, {WIRE_UINT, 8},
-	{WIRE_INT, 1}, {WIRE_INT, 2}, {WIRE_INT, 4}, {WIRE_INT, 8},
-	{WIRE_EXT, 0}, {WIRE_EXT, 0}, {WIRE_EXT, 0}, {WIRE_EXT, 0}, {WIRE_EXT, 0},
-	{WIRE_STR, 1}, {WIRE_STR, 2}, {WIRE_STR, 4},
-	{WIRE_ARRAY, 2}, {WIRE_ARRAY, 4}, {WIRE_MAP, 2}, {WIRE_MAP, 4}
+	{ WIRE_NIL, 0 }, { WIRE_EXT, 0 }, { WIRE_BOOL, 0 }, { WIRE_BOOL, 0 },
+	{ WIRE_BIN, 1 }, { WIRE_BIN, 2 }, { WIRE_BIN, 4 },
+	{ WIRE_EXT, 1 }, { WIRE_EXT, 2 }, { WIRE_EXT, 4 },
+	{ WIRE_FLOAT, 4 }, { WIRE_FLOAT, 8 },
+	{ WIRE_UINT, 1 }, { WIRE_UINT, 2 }, { WIRE_UINT, 4 }, { WIRE_UINT, 8 },
+	{ WIRE_INT, 1 }, { WIRE_INT, 2 }, { WIRE_INT, 4 }, { WIRE_INT, 8 },
+	{ WIRE_EXT, 0 }, { WIRE_EXT, 0 }, { WIRE_EXT, 0 }, { WIRE_EXT, 0 }, { WIRE_EXT, 0 },
+	{ WIRE_STR, 1 }, { WIRE_STR, 2 }, { WIRE_STR, 4 },
+	{ WIRE_ARRAY, 2 }, { WIRE_ARRAY, 4 }, { WIRE_MAP, 2 }, { WIRE_MAP, 4 }
 };
 
 #define FORMAT_NEVER 0xc1     /* the one first byte that msgpack leaves unused */
@@ -339,7 +339,7 @@ static size_t held(const struct wire_value *value)
 int wire_check(const void *bytes, size_t size, struct error *err)
 {
 	struct wire_reader reader = wire_reader(bytes, size);
-	size_t left[WIRE_DEPTH_MAX + 1] = {1}; /* values still to come: of the message, of each map or array open */
+	size_t left[WIRE_DEPTH_MAX + 1] = { 1 }; /* values still to come: of the message, of each map or array open */
 	size_t depth = 0;
 	struct wire_value value;
 
@@ -357,8 +357,8 @@ int wire_check(const void *bytes, size_t size, struct error *err)
 		if (!wrong && held(&value) > 0 && depth == WIRE_DEPTH_MAX)
 			wrong = "arrays and maps are nested too deep";
 		if (wrong)
-			return error_set(err, REFUSED_BAD_HEADER, "not well-formed msgpack: %s (before byte %zu of %zu)", wrong,
-					 (size_t)(reader.at - (const unsigned char *)bytes), size);
+			return error_set(err, REFUSED_BAD_HEADER, "not well-formed msgpack: %s (at byte %zu of %zu)",
+					 wrong, (size_t)(reader.at - (const unsigned char *)bytes), size);
 		if (held(&value) > 0)
 			left[++depth] = held(&value);
 	}
@@ -384,7 +384,8 @@ int wire_check_map(const void *bytes, size_t size, struct error *err)
 	if (map.type != WIRE_MAP)
 		return error_set(err, REFUSED_BAD_HEADER, "it is %s, expected a map", wire_type_name(map.type));
 	if (map.count > WIRE_KEYS_MAX)
-		return error_set(err, REFUSED_BAD_HEADER, "the map has %zu keys, expected at most %d", map.count, WIRE_KEYS_MAX);
+		return error_set(err, REFUSED_BAD_HEADER, "the map has %zu keys, expected at most %d", map.count,
+				 WIRE_KEYS_MAX);
 	for (size_t i = 0; i < map.count; i++) {
 		keys[i] = wire_next(&reader);
 		if (keys[i].type != WIRE_STR)
@@ -392,7 +393,8 @@ int wire_check_map(const void *bytes, size_t size, struct error *err)
 					 wire_type_name(keys[i].type));
 		for (size_t j = 0; j < i; j++)
 			if (same_bytes(&keys[i], &keys[j]))
-				return error_set(err, REFUSED_BAD_HEADER, "keys %zu and %zu are the same", j + 1, i + 1);
+				return error_set(err, REFUSED_BAD_HEADER, "keys %zu and %zu are the same", j + 1,
+						 i + 1);
 		wire_skip(&reader);
 	}
 	return 0;
@@ -400,12 +402,12 @@ int wire_check_map(const void *bytes, size_t size, struct error *err)
 
 struct wire_reader wire_reader(const void *bytes, size_t size)
 {
-	return (struct wire_reader){bytes, (const unsigned char *)bytes + size};
+	return (struct wire_reader){ bytes, (const unsigned char *)bytes + size };
 }
 
 struct wire_value wire_next(struct wire_reader *reader)
 {
-	struct wire_value value = {0};
+	struct wire_value value = { 0 };
 	const char *wrong = read_value(reader, &value);
 
 	assert(!wrong);

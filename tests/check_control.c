@@ -183,8 +183,9 @@ START_TEST(answer_prints_as_json)
 	char bytes[512];
 	char *text = print(control_print_json, bytes, write_answer(bytes, sizeof bytes));
 
-	ck_assert_str_eq(text, "{\"v\": 1, \"ok\": true, \"model\": \"a \\\"b\\\"\\u000a\\u007f\xc3\xa9\", \"window\": 256, "
-			 "\"busy\": 0.1, \"rate\": null, \"sockets\": {\"ingest\": \"tcp://x\", \"up\": true}, "
+	ck_assert_str_eq(text, "{\"v\": 1, \"ok\": true, \"model\": \"a \\\"b\\\"\\u000a\\u007f\xc3\xa9\", "
+			 "\"window\": 256, \"busy\": 0.1, \"rate\": null, "
+			 "\"sockets\": {\"ingest\": \"tcp://x\", \"up\": true}, "
 			 "\"streams\": [{\"stream\": \"ecg\", \"next\": 0}, {\"stream\": \"0x00ff\", \"next\": 1000}, "
 			 "{\"stream\": \"ecg\", \"next\": 4000}], \"layers\": [3, {\"n\": 4}], \"none yet\": {}}\n");
 	free(text);
@@ -361,7 +362,8 @@ END_TEST
 int main(void)
 {
 	Suite *suite = suite_create("control");
-	TCase *values = tcase_create("values"), *control = tcase_create("control"), *streamid = tcase_create("streamid");
+	TCase *values = tcase_create("values"), *control = tcase_create("control");
+	TCase *streamid = tcase_create("streamid");
 	SRunner *runner = srunner_create(suite);
 	int failed;
 

@@ -400,7 +400,8 @@ START_TEST(slow_subscriber)
 	ck_assert_int_gt(got, 0);
 	ck_assert_int_ge(missed, n - got);
 	while (send_lent(publish, "over", "", "", 0) != ENDPOINT_SENT) {
-		while (take(healthy, topic, sizeof topic, ZMQ_DONTWAIT) || take(stalled, topic, sizeof topic, ZMQ_DONTWAIT))
+		while (take(healthy, topic, sizeof topic, ZMQ_DONTWAIT)
+		       || take(stalled, topic, sizeof topic, ZMQ_DONTWAIT))
 			;
 		nap();
 	}
@@ -539,19 +540,20 @@ START_TEST(poll_tells_who_is_ready)
 					  open_endpoint(ENDPOINT_INGEST, "tcp://127.0.0.1:*") };
 	void *peer = connect_peer(ZMQ_DEALER, "me", 10, endpoints[1]);
 	bool wanted[2] = { true, true }, ready[2], fd_ready[2];
-	int idle[2], pipe_ends[2];
+	int idle[2], pipe_ends[2], fds[2];
 
 	ck_assert_int_eq(pipe(idle), 0);
 	ck_assert_int_eq(pipe(pipe_ends), 0);
 	ck_assert_int_eq(write(pipe_ends[1], "x", 1), 1);
-	ck_assert_int_eq(endpoint_poll(endpoints, wanted, ready, 2, (const int[]){ idle[0], pipe_ends[0] }, fd_ready, 2, -1,
-				       &err), 0);
+	fds[0] = idle[0];
+	fds[1] = pipe_ends[0];
+	ck_assert_int_eq(endpoint_poll(endpoints, wanted, ready, 2, fds, fd_ready, 2, -1, &err), 0);
 	ck_assert(!ready[0] && !ready[1] && !fd_ready[0] && fd_ready[1]);
 	peer_send(peer, (const char *const[]){ "hello" }, 1);
-	ck_assert_int_eq(endpoint_poll(endpoints, wanted, ready, 2, idle, fd_ready, 1, -1, &err), 0);
+	ck_assert_int_eq(endpoint_poll(endpoints, wanted, ready, 2, fds, fd_ready, 1, -1, &err), 0);
 	ck_assert(!ready[0] && ready[1] && !fd_ready[0]);
 	wanted[1] = false;
-	ck_assert_int_eq(endpoint_poll(endpoints, wanted, ready, 2, idle, fd_ready, 1, 0, &err), 0);
+	ck_assert_int_eq(endpoint_poll(endpoints, wanted, ready, 2, fds, fd_ready, 1, 0, &err), 0);
 	ck_assert(!ready[0] && !ready[1]);
 	zmq_close(peer);
 	endpoint_free(endpoints[0], 0);

@@ -26,9 +26,10 @@ static const struct message samples[] = {
 	{ .type = MESSAGE_ERROR, .code = REFUSED_GAP, .has_expected = true, .expected = 17, .text = "a gap" },
 	{ .type = MESSAGE_ERROR, .code = REFUSED_STALE_EPOCH, .epoch = 7, .text = "epoch 3, expected 7 or higher" },
 	{ .type = MESSAGE_ERROR, .code = REFUSED_INTERNAL },
-	{ .type = MESSAGE_HIDDEN, .epoch = 2, .has_pos = true, .pos = 512, .has_shape = true, .rows = 256, .columns = 768,
-	  .dtype = DTYPE_FLOAT32, .has_layer = true, .layer = 23, .end = true, .has_t = true, .t = 5 },
-	{ .type = MESSAGE_HIDDEN, .has_pos = true, .has_shape = true, .columns = 768, .dtype = DTYPE_FLOAT32, .end = true },
+	{ .type = MESSAGE_HIDDEN, .epoch = 2, .has_pos = true, .pos = 512, .has_shape = true, .rows = 256,
+	  .columns = 768, .dtype = DTYPE_FLOAT32, .has_layer = true, .layer = 23, .end = true, .has_t = true, .t = 5 },
+	{ .type = MESSAGE_HIDDEN, .has_pos = true, .has_shape = true, .columns = 768, .dtype = DTYPE_FLOAT32,
+	  .end = true },
 	{ .type = MESSAGE_EVENT, .epoch = 1, .has_pos = true, .pos = 3, .event = EVENT_EVICTED, .text = "idle" },
 	{ .type = MESSAGE_EVENT, .has_pos = true, .event = EVENT_GAP },
 };
@@ -57,12 +58,13 @@ START_TEST(every_type_comes_back)
 }
 END_TEST
 
+/* The example of PROTOCOL.md. */
 START_TEST(encoding_is_the_published_one)
 {
-	static const char want[] = "\x87\xa1v\x01\xa4type\xa4" "data\xa5" "epoch\x00\xa3pos\xcd\x03\xe8\xa5shape\x92\x02\x08"
-				   "\xa5" "dtype\xa7" "float32\xa5" "flush\xc3";
-	const struct message message = { .type = MESSAGE_DATA, .has_pos = true, .pos = 1000, .has_shape = true, .rows = 2,
-					 .columns = 8, .flush = true };
+	static const char want[] = "\x87\xa1v\x01\xa4type\xa4" "data\xa5" "epoch\x00\xa3pos\xcd\x03\xe8"
+				   "\xa5shape\x92\x01\x08\xa5" "dtype\xa7" "float32\xa5" "flush\xc3";
+	const struct message message = { .type = MESSAGE_DATA, .has_pos = true, .pos = 1000, .has_shape = true,
+					 .rows = 1, .columns = 8, .flush = true };
 	char header[MESSAGE_HEADER_MAX];
 
 	ck_assert_uint_eq(message_encode(&message, header), sizeof want - 1);
@@ -194,7 +196,8 @@ static const struct {
 	{ HEADER("\x83" V OPEN EPOCH "\xcb\x3f\xf0\x00\x00\x00\x00\x00\x00"), REFUSED_BAD_HEADER, "epoch is a float" },
 	{ HEADER("\x83" V OPEN EPOCH "\xc3"), REFUSED_BAD_HEADER, "epoch is a boolean" },
 	{ HEADER("\x83" V OPEN EPOCH "\xc0"), REFUSED_BAD_HEADER, "epoch is nil" },
-	{ HEADER("\x83" V OPEN "\xa4" "from\xd3\x80\x00\x00\x00\x00\x00\x00\x00"), REFUSED_BAD_HEADER, "from is a negative" },
+	{ HEADER("\x83" V OPEN "\xa4" "from\xd3\x80\x00\x00\x00\x00\x00\x00\x00"), REFUSED_BAD_HEADER,
+	  "from is a negative" },
 	{ HEADER("\x83" V OPEN "\xa5reply\x01"), REFUSED_BAD_HEADER, "reply is an integer, expected a boolean" },
 	/* the shape */
 	{ HEADER("\x82" V DATA), REFUSED_BAD_HEADER, "shape is missing" },
@@ -208,29 +211,34 @@ static const struct {
 	{ HEADER("\x84" V DATA F32 SHAPE "\x92\x01\x00"), REFUSED_BAD_SHAPE, "0 columns" },
 	{ HEADER("\x84" V DATA F32 SHAPE "\x92\x00\x08"), REFUSED_BAD_SHAPE, "0 rows" },
 	{ HEADER("\x84" V DATA F32 SHAPE "\x92" U64("\x80\0\0\0", "\0\0\0\0") "\x02"), REFUSED_BAD_SHAPE, "larger" },
-	{ HEADER("\x84" V DATA F32 SHAPE "\x92" U64("\0\0\0\1", "\0\0\0\0") U64("\0\0\0\1", "\0\0\0\0")), REFUSED_BAD_SHAPE,
-	  "larger" },
+	{ HEADER("\x84" V DATA F32 SHAPE "\x92" U64("\0\0\0\1", "\0\0\0\0") U64("\0\0\0\1", "\0\0\0\0")),
+	  REFUSED_BAD_SHAPE, "larger" },
 	{ HEADER("\x84" V DATA F32 SHAPE "\x92\x01" U64("\x20\0\0\0", "\0\0\0\0")), REFUSED_BAD_SHAPE, "larger" },
-	{ HEADER("\x84" V DATA DTYPE "\xa5" "uint8" SHAPE "\x91" U64("\x80\0\0\0", "\0\0\0\0")), REFUSED_BAD_SHAPE, "larger" },
+	{ HEADER("\x84" V DATA DTYPE "\xa5" "uint8" SHAPE "\x91" U64("\x80\0\0\0", "\0\0\0\0")), REFUSED_BAD_SHAPE,
+	  "larger" },
 	{ HEADER("\x85" V DATA F32 SHAPE "\x92\x02\x08" "\xa3pos" U64("\xff\xff\xff\xff", "\xff\xff\xff\xff")),
 	  REFUSED_BAD_HEADER, "beyond the last position" },
 	/* the dtype */
 	{ HEADER("\x83" V DATA SHAPE "\x92\x01\x08"), REFUSED_BAD_HEADER, "dtype is missing" },
 	{ HEADER("\x84" V DATA DTYPE "\x05" SHAPE "\x92\x01\x08"), REFUSED_BAD_HEADER, "dtype is an integer" },
-	{ HEADER("\x84" V DATA DTYPE "\xa7" "float64" SHAPE "\x92\x01\x08"), REFUSED_BAD_DTYPE, "\"float64\" is unknown" },
+	{ HEADER("\x84" V DATA DTYPE "\xa7" "float64" SHAPE "\x92\x01\x08"), REFUSED_BAD_DTYPE,
+	  "\"float64\" is unknown" },
 	{ HEADER("\x84" V DATA DTYPE "\xa3" "F32" SHAPE "\x92\x01\x08"), REFUSED_BAD_DTYPE, "\"F32\" is unknown" },
 	{ HEADER("\x84" V DATA DTYPE "\xa0" SHAPE "\x92\x01\x08"), REFUSED_BAD_DTYPE, "unknown" },
-	{ HEADER("\x84" V DATA DTYPE "\xa5int32" SHAPE "\x92\x01\x08"), REFUSED_BAD_DTYPE, "dtype int32 with shape [rows, c" },
+	{ HEADER("\x84" V DATA DTYPE "\xa5int32" SHAPE "\x92\x01\x08"), REFUSED_BAD_DTYPE,
+	  "dtype int32 with shape [rows, columns], expected" },
 	{ HEADER("\x84" V DATA F32 SHAPE "\x91\x01"), REFUSED_BAD_DTYPE, "dtype float32 with shape [rows], expected" },
 	/* keys that the daemon's messages must have */
 	{ HEADER("\x86" V ACK EPOCH "\x00\xa4next\x00\xa4" "done\x00\xa7" "durable\x00"), REFUSED_BAD_HEADER,
 	  "credit is missing" },
 	{ HEADER("\x85" V HIDDEN EPOCH "\x00" F32 SHAPE "\x92\x01\x08"), REFUSED_BAD_HEADER, "pos is missing" },
 	{ HEADER("\x86" V HIDDEN EPOCH "\x00\xa3pos\x00" F32 SHAPE "\x91\x08"), REFUSED_BAD_SHAPE, "one number" },
-	{ HEADER("\x86" V HIDDEN EPOCH "\x00\xa3pos\x00" DTYPE "\xa5uint8" SHAPE "\x92\x01\x08"), REFUSED_BAD_DTYPE, "uint8" },
+	{ HEADER("\x86" V HIDDEN EPOCH "\x00\xa3pos\x00" DTYPE "\xa5uint8" SHAPE "\x92\x01\x08"), REFUSED_BAD_DTYPE,
+	  "dtype is uint8" },
 	{ HEADER("\x85" V TYPE("\xa5" "event") EPOCH "\x00\xa3pos\x00\xa5" "event\xa4" "boom"), REFUSED_BAD_HEADER,
 	  "event is unknown" },
-	{ HEADER("\x84" V TYPE("\xa5" "error") "\xa4" "code\x05\xa7message\xa0"), REFUSED_BAD_HEADER, "code is an integer" },
+	{ HEADER("\x84" V TYPE("\xa5" "error") "\xa4" "code\x05\xa7message\xa0"), REFUSED_BAD_HEADER,
+	  "code is an integer" },
 };
 
 START_TEST(hostile_header_is_refused)
