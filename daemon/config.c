@@ -28,6 +28,7 @@ struct key {
 	uint64_t least, most;         /* KIND_UINT */
 	bool automatic;               /* KIND_UINT: "auto" is written for 0 */
 	const struct choice *choices; /* KIND_CHOICE */
+	bool (*valid)(const char *text); /* KIND_STRINGS: may be NULL */
 };
 
 static const struct choice precisions[] = {
@@ -45,41 +46,57 @@ static const struct choice levels[] = {
 	{ "info", LOG_LEVEL_INFO }, { "debug", LOG_LEVEL_DEBUG }, { NULL, 0 }
 };
 
+/* A layer number, or -1 (OUTPUT_FINAL) for "final", or -2. */
+static int layer_number(const char *text)
+{
+	char *end;
+	long layer = strtol(text, &end, 10);
+
+	if (!strcmp(text, "final"))
+		return OUTPUT_FINAL;
+	return *text >= '0' && *text <= '9' && !*end && layer <= 100000 ? (int)layer : -2;
+}
+
+static bool layer_valid(const char *text)
+{
+	return layer_number(text) != -2;
+}
+
 #define AT(field) offsetof(struct config, field)
 #define GIB (UINT64_C(1) << 30)
 
 static const struct key keys[] = {
-	{ "model", KIND_STRING, AT(model), "", "folder of the checkpoint (config.json, *.safetensors); required", 0, 0, false, NULL },
-	{ "device", KIND_STRING, AT(device), "auto", "auto, cpu, cuda or cuda:N; auto takes a GPU that fits the model", 0, 0, false, NULL },
+	{ "model", KIND_STRING, AT(model), "", "folder of the checkpoint (config.json, *.safetensors); required", 0, 0, false, NULL, NULL },
+	{ "device", KIND_STRING, AT(device), "auto", "auto, cpu, cuda or cuda:N; auto takes a GPU that fits the model", 0, 0, false, NULL, NULL },
 	{ "precision", KIND_CHOICE, AT(precision), "auto",
-	  "auto, float32 or bfloat16; auto follows the checkpoint where the device is good at it", 0, 0, false, precisions },
-	{ "threads", KIND_UINT, AT(threads), "auto", "CPU threads; auto: as many as the process may use", 1, 1024, true, NULL },
-	{ "window", KIND_UINT, AT(window), "256", "rows; caches advance by whole windows", 1, 65536, false, NULL },
-	{ "output.dtype", KIND_CHOICE, AT(output.dtype), "float32", "of hidden states: float32, float16 or bfloat16", 0, 0, false, dtypes },
-	{ "output.rows", KIND_CHOICE, AT(output.rows), "all", "all, or last: only the last row of each window", 0, 0, false, rows },
+	  "auto, float32 or bfloat16; auto follows the checkpoint where the device is good at it", 0, 0, false, precisions, NULL },
+	{ "threads", KIND_UINT, AT(threads), "auto", "CPU threads; auto: as many as the process may use", 1, 1024, true, NULL, NULL },
+	{ "window", KIND_UINT, AT(window), "256", "rows; caches advance by whole windows", 1, 65536, false, NULL, NULL },
+	{ "output.dtype", KIND_CHOICE, AT(output.dtype), "float32", "of hidden states: float32, float16 or bfloat16", 0, 0, false, dtypes, NULL },
+	{ "output.rows", KIND_CHOICE, AT(output.rows), "all", "all, or last: only the last row of each window", 0, 0, false, rows, NULL },
 	{ "output.layers", KIND_STRINGS, AT(output.layers), "[final]",
-	  "which hidden states: final (after the last norm) or layer numbers from 0", 0, 0, false, NULL },
+	  "which hidden states: final (after the last norm) and layer numbers from 0", 0, 0, false, NULL, layer_valid },
 	{ "sockets.ingest", KIND_STRINGS, AT(sockets.ingest), "[\"tcp://127.0.0.1:5701\"]",
-	  "ROUTER for producers; an address, or >ADDRESS to connect", 0, 0, false, NULL },
+	  "ROUTER for producers; an address, or >ADDRESS to connect", 0, 0, false, NULL, NULL },
 	{ "sockets.subscribe", KIND_STRINGS, AT(sockets.subscribe), "[]",
-	  "SUB for producers that publish; >ADDRESS connects to one that binds", 0, 0, false, NULL },
-	{ "sockets.publish", KIND_STRINGS, AT(sockets.publish), "[\"tcp://127.0.0.1:5702\"]", "XPUB for consumers", 0, 0, false, NULL },
+	  "SUB for producers that publish; >ADDRESS connects to one that binds", 0, 0, false, NULL, NULL },
+	{ "sockets.publish", KIND_STRINGS, AT(sockets.publish), "[\"tcp://127.0.0.1:5702\"]", "XPUB for consumers", 0, 0, false, NULL, NULL },
 	{ "sockets.control", KIND_STRINGS, AT(sockets.control), "[auto]",
-	  "ROUTER for mamba2ctl; auto: an ipc socket in the runtime folder", 0, 0, false, NULL },
-	{ "streams.max", KIND_UINT, AT(streams.max), "1024", "streams open at once", 1, 10000000, false, NULL },
+	  "ROUTER for mamba2ctl; auto: an ipc socket in the runtime folder", 0, 0, false, NULL, NULL },
+	{ "streams.max", KIND_UINT, AT(streams.max), "1024", "streams open at once", 1, 10000000, false, NULL, NULL },
 	{ "streams.idle_timeout", KIND_SECONDS, AT(streams.idle_timeout), "0",
-	  "seconds without a message after which a stream is closed; 0: never", 0, 0, false, NULL },
+	  "seconds without a message after which a stream is closed; 0: never", 0, 0, false, NULL, NULL },
 	{ "streams.on_gap", KIND_CHOICE, AT(streams.on_gap), "auto",
-	  "when rows are missing: reject, reset or skip; auto: reject on ROUTER, reset on SUB", 0, 0, false, gaps },
+	  "when rows are missing: reject, reset or skip; auto: reject on ROUTER, reset on SUB", 0, 0, false, gaps, NULL },
 	{ "streams.flush_after", KIND_SECONDS, AT(streams.flush_after), "0",
-	  "seconds after which the rows of an unfinished window are emitted; 0: never", 0, 0, false, NULL },
-	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864", "bytes; largest payload accepted", 1024, 4 * GIB, false, NULL },
+	  "seconds after which the rows of an unfinished window are emitted; 0: never", 0, 0, false, NULL, NULL },
+	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864", "bytes; largest payload accepted", 1024, 4 * GIB, false, NULL, NULL },
 	{ "limits.credit_rows", KIND_UINT, AT(limits.credit_rows), "16384",
-	  "rows that one peer may have accepted but not done", 1, GIB, false, NULL },
-	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto", "rows in one batch, at least a window", 1, GIB, true, NULL },
-	{ "log.level", KIND_CHOICE, AT(log.level), "info", "error, warning, notice, info or debug", 0, 0, false, levels },
+	  "rows that one peer may have accepted but not done", 1, GIB, false, NULL, NULL },
+	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto", "rows in one batch, at least a window", 1, GIB, true, NULL, NULL },
+	{ "log.level", KIND_CHOICE, AT(log.level), "info", "error, warning, notice, info or debug", 0, 0, false, levels, NULL },
 	{ "shutdown_timeout", KIND_SECONDS, AT(shutdown_timeout), "30",
-	  "seconds that SIGTERM leaves for finishing and publishing what was accepted", 0, 0, false, NULL },
+	  "seconds that SIGTERM leaves for finishing and publishing what was accepted", 0, 0, false, NULL, NULL },
 };
 #define N_KEYS (sizeof keys / sizeof keys[0])
 
@@ -208,6 +225,8 @@ static int set_scalar(const struct key *key, void *field, const char *text, cons
 	case KIND_STRING:
 		return set_string(field, text, err);
 	case KIND_STRINGS:
+		if (key->valid && !key->valid(text))
+			return bad(place, err, "\"%s\", expected %s", text, key->help);
 		return list_add(field, text, err);
 	case KIND_UINT:
 		return set_uint(key, field, text, place, err);
@@ -307,6 +326,21 @@ static int parser_error(const yaml_parser_t *parser, struct place *place, struct
 	return bad(place, err, "%s", parser->problem ? parser->problem : "not readable as YAML");
 }
 
+/* Nothing may follow the document. */
+static int expect_end(yaml_parser_t *parser, struct place *place, struct error *err)
+{
+	yaml_document_t document;
+	const yaml_node_t *root;
+
+	if (!yaml_parser_load(parser, &document))
+		return parser_error(parser, place, err);
+	root = yaml_document_get_root_node(&document);
+	place->name = NULL;
+	place->mark = document.start_mark;
+	yaml_document_delete(&document);
+	return root ? bad(place, err, "a second document, expected one") : 0;
+}
+
 int config_read(struct config *config, const char *path, struct error *err)
 {
 	struct place place = { .file = path };
@@ -330,6 +364,8 @@ int config_read(struct config *config, const char *path, struct error *err)
 		if (root && !node_is_null(root))
 			rc = read_mapping(config, NULL, &document, root, &place, err);
 		yaml_document_delete(&document);
+		if (!rc)
+			rc = expect_end(&parser, &place, err);
 	}
 	yaml_parser_delete(&parser);
 	fclose(file);
@@ -421,18 +457,10 @@ int config_finish(struct config *config, struct error *err)
 		return error_memory(err, "configuration");
 	config->output.n_outputs = layers->n;
 	for (size_t i = 0; i < layers->n; i++) {
-		char *end;
-		long layer = strtol(layers->item[i], &end, 10);
-
+		config->output.outputs[i] = layer_number(layers->item[i]);
 		for (size_t j = 0; j < i; j++)
-			if (!strcmp(layers->item[i], layers->item[j]))
+			if (config->output.outputs[i] == config->output.outputs[j])
 				return error_set(err, ERR_ARGUMENT, "output.layers: %s stands there twice", layers->item[i]);
-		if (!strcmp(layers->item[i], "final"))
-			layer = OUTPUT_FINAL;
-		else if (*end || end == layers->item[i] || layer < 0 || layer > 100000)
-			return error_set(err, ERR_ARGUMENT, "output.layers: \"%s\" is neither final nor a layer number",
-					 layers->item[i]);
-		config->output.outputs[i] = (int)layer;
 	}
 	return 0;
 }
@@ -509,4 +537,13 @@ void config_print(const struct config *config, FILE *file)
 		print_value(&keys[i], (const char *)config + keys[i].offset, file);
 		fputc('\n', file);
 	}
+}
+
+int config_suits(const struct config *config, const struct model *model, struct error *err)
+{
+	for (size_t i = 0; i < config->output.n_outputs; i++)
+		if (config->output.outputs[i] >= (int)model->shape.num_layers)
+			return error_set(err, ERR_ARGUMENT, "output.layers: %d, expected final or 0 to %zu: the model has %zu layers",
+					 config->output.outputs[i], model->shape.num_layers - 1, model->shape.num_layers);
+	return 0;
 }

@@ -66,6 +66,9 @@ int config_override(struct config *config, const char *assignment, struct error 
 /* Check what concerns several keys, and derive output.outputs. */
 int config_finish(struct config *config, struct error *err);
 
+/* Check what concerns the model. */
+int config_suits(const struct config *config, const struct model *model, struct error *err);
+
 /* Write all keys as a YAML file with a comment on each: its meaning, its unit and its default. */
 void config_print(const struct config *config, FILE *file);
 

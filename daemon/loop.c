@@ -47,11 +47,9 @@ static int open_device(struct server *server, struct error *err)
 
 	if (rc)
 		return rc;
-	for (size_t i = 0; i < config->output.n_outputs; i++)
-		if (config->output.outputs[i] >= (int)server->model->shape.num_layers)
-			return error_set(err, ERR_ARGUMENT, "output.layers: %d, expected final or 0 to %zu: the model has %zu layers",
-					 config->output.outputs[i], server->model->shape.num_layers - 1,
-					 server->model->shape.num_layers);
+	rc = config_suits(config, server->model, err);
+	if (rc)
+		return rc;
 	rc = device_open(config->device, server->model, &options, &server->device, err);
 	if (rc)
 		return rc;

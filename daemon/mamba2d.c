@@ -77,10 +77,12 @@ static int check(const struct config *config, struct error *err)
 
 	if (rc)
 		return rc;
-	printf("configuration and checkpoint are good: %s, %zu layers, hidden_size %zu\n", config->model,
-	       model->shape.num_layers, model->shape.hidden_size);
+	rc = config_suits(config, model, err);
+	if (!rc)
+		printf("configuration and checkpoint are good: %s, %zu layers, hidden_size %zu\n", config->model,
+		       model->shape.num_layers, model->shape.hidden_size);
 	model_free(model);
-	return 0;
+	return rc;
 }
 
 static int serve(const struct config *config, struct error *err)
