@@ -117,6 +117,24 @@ void draft_write(const struct draft *draft, const char *file, size_t first, size
 	free(header);
 }
 
+void draft_write_shards(const struct draft *draft)
+{
+	const size_t ends[] = { 0, 5, 6, draft->n };
+	FILE *index = create(draft, "model.safetensors.index.json");
+
+	fprintf(index, "{\"metadata\": {}, \"weight_map\": {");
+	for (size_t i = 1; i < 4; i++) {
+		char name[16];
+
+		snprintf(name, sizeof name, "part-%zu", i);
+		draft_write(draft, name, ends[i - 1], ends[i], 0);
+		for (size_t j = ends[i - 1]; j < ends[i]; j++)
+			fprintf(index, "%s\"%s\": \"%s\"", j ? ", " : "", draft->entries[j].name, name);
+	}
+	fprintf(index, "}}");
+	ck_assert_int_eq(fclose(index), 0);
+}
+
 void draft_write_text(const struct draft *draft, const char *file, const char *text)
 {
 	FILE *out = create(draft, file);

@@ -34,6 +34,9 @@ void draft_prefix(struct draft *draft, const char *prefix);
 /* Write entries first to end - 1 to a file in the folder, with misalign spaces more in the header. */
 void draft_write(const struct draft *draft, const char *file, size_t first, size_t end, size_t misalign);
 
+/* Write part-1 (entries 0 to 4), part-2 (entry 5) and part-3 (the rest), and model.safetensors.index.json. */
+void draft_write_shards(const struct draft *draft);
+
 /* Write text to a file in the folder. */
 void draft_write_text(const struct draft *draft, const char *file, const char *text);
 

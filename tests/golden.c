@@ -12,7 +12,7 @@ const char *const golden_cases[GOLDEN_CASES] = {
 	"seed-46032", "one-layer-long", "odd-shapes", "eight-groups", "causal-lm-sharded", "float16", "bfloat16",
 };
 
-static void fail(const char *name, const char *what)
+static _Noreturn void fail(const char *name, const char *what)
 {
 	fprintf(stderr, "golden case %s: %s\n", name, what);
 	exit(1);
@@ -118,7 +118,9 @@ void golden_load(const char *name, struct golden *ret_golden)
 	struct error err;
 	size_t n;
 
-	if (model_open(folder, &golden.model, &err) || safetensors_open(path, &file, &err))
+	if (model_open(folder, &golden.model, &err))
+		fail(name, err.text);
+	if (safetensors_open(path, &file, &err))
 		fail(name, err.text);
 	golden.rows = find(file, name, "inputs_embeds", 0)->shape[0];
 	n = golden.rows * golden.model->shape.hidden_size;
