@@ -433,7 +433,7 @@ START_TEST(subscriptions_do_not_pile_up)
 	char text[32];
 
 	for (int i = 0; i < 1000; i++) {
-		snprintf(text, sizeof text, "\x01stream %d", i);
+		snprintf(text, sizeof text, "\x01stream %03d", i);
 		ck_assert_int_ge(zmq_send(peer, text, strlen(text), 0), 0);
 	}
 	do {
