@@ -252,6 +252,10 @@ int batch_finish(struct server *server, struct error *err)
 	while (!rc && (done = worker_collect(server->worker))) {
 		struct server_job *job = list_entry(done, struct server_job, job);
 
+		if (done->kind != JOB_BATCH) {
+			states_copied(server, done);
+			continue;
+		}
 		job->busy = false;
 		server->jobs_busy--;
 		if (!done->error.code)

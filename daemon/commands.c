@@ -46,6 +46,24 @@ static void put_counters(struct server *server, struct control_writer *answer)
 	control_close(answer);
 }
 
+static void put_states(struct server *server, struct control_writer *answer)
+{
+	const struct state_stats *stats = &server->state_stats;
+
+	control_open_map(answer, "states");
+	control_put_str(answer, "dir", server->config->state.dir);
+	control_put_str(answer, "error", stats->failing ? stats->why : "");
+	control_put_uint(answer, "streams_on_disk", server->saved.n);
+	control_put_uint(answer, "written", stats->saved);
+	control_put_uint(answer, "written_bytes", stats->saved_bytes);
+	control_put_float(answer, "write_s", (double)stats->save_ns / 1e9);
+	control_put_uint(answer, "errors", stats->errors);
+	control_put_uint(answer, "resumed", stats->resumed);
+	control_put_uint(answer, "evicted", stats->evicted);
+	control_put_uint(answer, "damaged", stats->damaged);
+	control_close(answer);
+}
+
 static int command_status(struct server *server, const struct control *request, struct control_writer *answer,
 			  struct error *err)
 {
@@ -77,6 +95,8 @@ static int command_status(struct server *server, const struct control *request, 
 	control_put_uint(answer, "peers", server->peers.n);
 	control_put_uint(answer, "cache_bytes", server->streams.n * shape_cache_floats(&server->model->shape) * sizeof(float));
 	control_put_uint(answer, "queue_bytes", pool_bytes(server->blocks) + pool_bytes(server->hiddens));
+	if (server->store)
+		put_states(server, answer);
 	control_put_float(answer, "worker_busy_s", (double)worker_busy_ns(server->worker) / 1e9);
 	put_counters(server, answer);
 	return 0;
@@ -138,13 +158,35 @@ static int find(struct server *server, const struct control *request, struct str
 	return *ret_stream ? 0 : error_set(err, REFUSED_CLOSED, "no such stream is open");
 }
 
+/* Reset a stream that is not in memory: its states are removed, also where they are damaged. */
+static int reset_on_disk(struct server *server, const struct control *request, struct control_writer *answer,
+			 struct error *err)
+{
+	struct saved *saved;
+	const char *id = NULL;
+	size_t id_size = 0;
+	char key[HASH_TEXT];
+
+	if (control_get_bytes(request, "stream", &id, &id_size, err))
+		return err->code;
+	store_key(id, id_size, key);
+	saved = states_find(server, key);
+	if (!saved)
+		return err->code;
+	states_forget(server, saved);
+	control_put_uint(answer, "epoch", 0);
+	return 0;
+}
+
 /* reset {stream}: a new epoch with a zero cache. */
 static int command_reset(struct server *server, const struct control *request, struct control_writer *answer,
 			 struct error *err)
 {
 	struct stream *stream, *life;
 
-	if (find(server, request, &stream, err) || stream_reset(server, stream, "reset by request", &life, err))
+	if (find(server, request, &stream, err))
+		return err->code == REFUSED_CLOSED ? reset_on_disk(server, request, answer, err) : err->code;
+	if (stream_reset(server, stream, "reset by request", &life, err))
 		return err->code;
 	life->source_epoch = life->epoch;
 	control_put_uint(answer, "epoch", life->epoch);

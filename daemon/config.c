@@ -12,6 +12,8 @@
 #include <string.h>
 #include <yaml.h>
 
+#include "daemon/generations.h"
+
 enum kind { KIND_STRING, KIND_STRINGS, KIND_UINT, KIND_SECONDS, KIND_CHOICE };
 
 struct choice {
@@ -85,11 +87,16 @@ static const struct key keys[] = {
 	  "ROUTER for mamba2ctl; auto: an ipc socket in the runtime folder", 0, 0, false, NULL, NULL },
 	{ "streams.max", KIND_UINT, AT(streams.max), "1024", "streams open at once", 1, 10000000, false, NULL, NULL },
 	{ "streams.idle_timeout", KIND_SECONDS, AT(streams.idle_timeout), "0",
-	  "seconds without a message after which a stream is closed; 0: never", 0, 0, false, NULL, NULL },
+	  "seconds without a message after which a stream leaves memory; 0: never", 0, 0, false, NULL, NULL },
 	{ "streams.on_gap", KIND_CHOICE, AT(streams.on_gap), "auto",
 	  "when rows are missing: reject, reset or skip; auto: reject on ROUTER, reset on SUB", 0, 0, false, gaps, NULL },
 	{ "streams.flush_after", KIND_SECONDS, AT(streams.flush_after), "0",
 	  "seconds after which the rows of an unfinished window are emitted; 0: never", 0, 0, false, NULL, NULL },
+	{ "state.dir", KIND_STRING, AT(state.dir), "",
+	  "folder in which streams outlive the daemon; empty: they do not", 0, 0, false, NULL, NULL },
+	{ "state.interval", KIND_SECONDS, AT(state.interval), "30",
+	  "seconds after which the state of a stream that changed is written", 0, 0, false, NULL, NULL },
+	{ "state.keep", KIND_UINT, AT(state.keep), "2", "states kept of each stream", 1, GENERATIONS_MAX - 2, false, NULL, NULL },
 	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864", "bytes; largest payload accepted", 1024, 4 * GIB, false, NULL, NULL },
 	{ "limits.credit_rows", KIND_UINT, AT(limits.credit_rows), "16384",
 	  "rows that one peer may have accepted but not done", 1, GIB, false, NULL, NULL },

@@ -45,6 +45,11 @@ struct config {
 		double flush_after;  /* seconds, 0: never */
 	} streams;
 	struct {
+		char *dir;       /* empty: states are not kept */
+		double interval; /* seconds */
+		uint64_t keep;   /* generations */
+	} state;
+	struct {
 		uint64_t message_bytes, credit_rows, batch_rows; /* batch_rows 0: the device chooses */
 	} limits;
 	struct {

@@ -9,12 +9,15 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define MESSAGES_PER_TURN 256
 
 /* A message on its way through this file. */
 struct arrival {
+	const struct endpoint_message *frames;
+	bool held; /* it waited already */
 	bool router;
 	const unsigned char *identity; /* of the peer; router only */
 	size_t identity_size;
@@ -56,12 +59,12 @@ static int check_payload(const struct server *server, const struct arrival *arri
 }
 
 /* Split a received message into its parts. */
-static int parse(const struct server *server, bool router, struct arrival *arrival, struct error *err)
+static int parse(const struct server *server, bool router, const struct endpoint_message *message,
+		 struct arrival *arrival, struct error *err)
 {
-	const struct endpoint_message *message = &server->message;
 	size_t at = router ? 1 : 0;
 
-	*arrival = (struct arrival){ .router = router };
+	*arrival = (struct arrival){ .frames = message, .held = message != &server->message, .router = router };
 	if (router) {
 		arrival->identity = message->frame[0].data;
 		arrival->identity_size = message->frame[0].size;
@@ -141,29 +144,6 @@ static int begin_life(struct server *server, const struct arrival *arrival, cons
 
 /* --- place the rows --- */
 
-/* A block behind the stream's last one. */
-static int add_block(struct server *server, struct stream *stream, struct error *err)
-{
-	size_t window = server->config->window;
-	size_t head = (sizeof(struct block) + 63) / 64 * 64;
-	struct block *block = pool_take(server->blocks);
-
-	if (!block)
-		return error_memory(err, "rows of a window");
-	*block = (struct block){
-		.position = (uint64_t *)(void *)((char *)block + head),
-		.rows = (float *)(void *)((char *)block + head + (window * sizeof(uint64_t) + 63) / 64 * 64),
-	};
-	if (stream->last_block)
-		stream->last_block->next = block;
-	else
-		stream->blocks = block;
-	stream->last_block = block;
-	if (!stream->unsubmitted)
-		stream->unsubmitted = block;
-	return 0;
-}
-
 /* Write n numbers' worth of rows, from the message's row first on, to dst as float32 and check them. */
 static int widen(const struct server *server, const struct arrival *arrival, uint64_t first, size_t n, float *dst,
 		 struct error *err)
@@ -215,7 +195,7 @@ static int fill(struct server *server, struct stream *stream, const struct arriv
 
 		if (n > arrival->message.rows - i)
 			n = arrival->message.rows - i;
-		if (!at && add_block(server, stream, err)) {
+		if (!at && stream_add_block(server, stream, err)) {
 			rc = REFUSED_INTERNAL;
 			break;
 		}
@@ -254,6 +234,7 @@ static void count_rows(struct server *server, struct stream *stream, const struc
 	}
 	stream->accepted += n;
 	stream->next = pos + n;
+	saving_note(server, stream);
 	if (stream->feeder)
 		stream->feeder->outstanding += n;
 	server->stats.rows_in += n;
@@ -350,20 +331,109 @@ static int place(struct server *server, struct arrival *arrival, struct stream *
 
 /* --- the types of message --- */
 
-/* What stream the message is for: in place, or a detached life that it begins. */
+#define HELD 1 /* the message was put aside and will be handled later */
+
+/* Put the message aside until the stream is loaded, or there is room for it. */
+static int hold(struct server *server, struct arrival *arrival, struct held_list *list, struct error *err)
+{
+	if (held_add(server, list, arrival->frames, arrival->router))
+		return HELD;
+	arrival->has_expected = true;
+	arrival->expected = arrival->message.pos;
+	return error_set(err, REFUSED_NO_CREDIT, "the stream is not in memory yet and too many messages wait: send it again");
+}
+
+/* Begin to load a known stream, or a state of it that rewinds it; the message waits for that. */
+static int load(struct server *server, struct arrival *arrival, struct saved *saved, struct stream *stream, struct error *err)
+{
+	const struct message *m = &arrival->message;
+
+	if (saved->feeder) {
+		struct peer *feeder = peer_get(server, saved->feeder, saved->feeder_size);
+
+		stream_feed(server, stream, feeder);
+		peer_release(server, feeder);
+		stream->reply = saved->reply;
+		stream->got = saved->got;
+	}
+	resuming_start(server, stream, saved, m->type == MESSAGE_OPEN && m->has_from, m->from);
+	stream_install(server, stream);
+	return hold(server, arrival, &stream->held, err);
+}
+
+/* The message is for a stream that is not in memory.  0: nor is it known elsewhere. */
+static int find_elsewhere(struct server *server, struct arrival *arrival, struct error *err)
+{
+	enum message_type type = arrival->message.type;
+	bool draining = table_find(&server->streams, arrival->id, arrival->id_size);
+	struct saved *saved = NULL;
+	struct stream *stream;
+	char key[HASH_TEXT];
+	enum room room;
+
+	if (server->store && !draining) {
+		store_key(arrival->id, arrival->id_size, key);
+		saved = states_find(server, key);
+	}
+	if (saved && saved->damage)
+		return error_set(err, REFUSED_STATE_DAMAGED, "%s", saved->damage);
+	if (saved && saved->closed && !(type == MESSAGE_OPEN && arrival->message.has_from)) {
+		if (type == MESSAGE_DATA || type == MESSAGE_OPEN || arrival->message.has_got)
+			states_forget(server, saved); /* a new start, or the peer has it all */
+		saved = NULL;
+	}
+	if (!saved && type != MESSAGE_DATA && type != MESSAGE_OPEN)
+		return error_set(err, REFUSED_CLOSED, "no such stream is open");
+	if (server->phase != SERVER_SERVING)
+		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
+	if (server->waiting.first && !arrival->held)
+		return hold(server, arrival, &server->waiting, err); /* behind those who came first */
+	room = draining ? ROOM_YES : saving_make_room(server);
+	if (room == ROOM_SOON)
+		return hold(server, arrival, &server->waiting, err);
+	if (room == ROOM_NONE)
+		return error_set(err, REFUSED_TOO_MANY_STREAMS, "%zu streams are open, streams.max allows no more",
+				 server->streams.n);
+	if (!saved || !saved->generations.n)
+		return 0;
+	if (stream_new(server, arrival->id, arrival->id_size, arrival->message.epoch, NULL, &stream, err))
+		return err->code;
+	return load(server, arrival, saved, stream, err);
+}
+
+/* Rows are to come again from before what was emitted: from a state on disk, at worst from position 0. */
+static int rewind_stream(struct server *server, struct arrival *arrival, struct stream *stream, struct stream **ret_stream,
+			 struct error *err)
+{
+	struct saved *saved = states_find(server, stream->key);
+	int rc = stream_rewind(server, stream, ret_stream, err);
+
+	if (rc)
+		return rc;
+	if (saved && saved->generations.n)
+		return load(server, arrival, saved, *ret_stream, err);
+	stream_install(server, *ret_stream);
+	return 0;
+}
+
+/* What stream the message is for: in place, or a detached life that it begins; or HELD. */
 static int choose_life(struct server *server, struct arrival *arrival, struct stream **ret_stream, bool *ret_new,
 		       uint64_t *ret_origin, struct error *err)
 {
-	struct stream *stream = stream_find(server, arrival->id, arrival->id_size);
-	enum message_type type = arrival->message.type;
+	struct table_entry *entry = table_find(&server->streams, arrival->id, arrival->id_size);
+	struct stream *stream = entry ? list_entry(entry, struct stream, entry) : NULL;
+	const struct message *m = &arrival->message;
+	int rc;
 
 	*ret_new = true;
 	*ret_origin = 0;
-	if (!stream && type != MESSAGE_DATA && type != MESSAGE_OPEN)
-		return error_set(err, REFUSED_CLOSED, "no such stream is open");
-	if (!stream)
-		return begin_life(server, arrival, NULL, ret_stream, err);
-	if (type != MESSAGE_OPEN && stream->feeder && stream->feeder != arrival->peer)
+	if (stream && stream->phase == STREAM_LOADING)
+		return hold(server, arrival, &stream->held, err);
+	if (!stream || stream->phase != STREAM_LIVE) {
+		rc = find_elsewhere(server, arrival, err);
+		return rc ? rc : begin_life(server, arrival, NULL, ret_stream, err);
+	}
+	if (m->type != MESSAGE_OPEN && stream->feeder && stream->feeder != arrival->peer)
 		return error_set(err, REFUSED_DENIED, "another peer feeds this stream: open it to take over");
 	switch (compare_epoch(stream, arrival, ret_origin)) {
 	case EPOCH_STALE:
@@ -373,29 +443,22 @@ static int choose_life(struct server *server, struct arrival *arrival, struct st
 	case EPOCH_SAME:
 		break;
 	}
-	if (server->phase != SERVER_SERVING && type == MESSAGE_DATA && arrival->message.rows)
+	if (server->phase != SERVER_SERVING && m->type == MESSAGE_DATA && m->rows)
 		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
-	*ret_stream = stream;
 	*ret_new = false;
+	if (m->type == MESSAGE_OPEN && m->has_from && m->from < stream->emitted)
+		return rewind_stream(server, arrival, stream, ret_stream, err);
+	*ret_stream = stream;
 	return 0;
 }
 
-/* What an open does to the stream beside finding it. */
-static int open_stream(struct server *server, const struct arrival *arrival, struct stream **stream, struct error *err)
+/* What the peer says it has got; what it lacks comes after that. */
+static void note_got(struct stream *stream, const struct message *m)
 {
-	const struct message *m = &arrival->message;
-
-	if (m->has_from && m->from < (*stream)->emitted) {
-		struct stream *life;
-
-		if (stream_rewind(server, *stream, &life, err))
-			return err->code;
-		stream_install(server, life);
-		*stream = life;
-	}
-	stream_feed(server, *stream, arrival->peer);
-	(*stream)->reply = m->reply && arrival->router;
-	return 0;
+	if (m->has_got && m->got > stream->got)
+		stream->got = m->got;
+	if (m->has_from && m->from > stream->got)
+		stream->got = m->from;
 }
 
 static int handle(struct server *server, struct arrival *arrival, struct error *err)
@@ -407,7 +470,7 @@ static int handle(struct server *server, struct arrival *arrival, struct error *
 	int rc = choose_life(server, arrival, &stream, &new_life, &origin, err);
 
 	if (rc)
-		return rc;
+		return rc < 0 ? rc : 0;
 	if (m->type == MESSAGE_DATA) {
 		rc = place(server, arrival, stream, origin, &placed, err);
 		if (rc) {
@@ -422,13 +485,12 @@ static int handle(struct server *server, struct arrival *arrival, struct error *
 		stream_install(server, stream);
 	else if (new_life)
 		stream_free(server, stream); /* a gap at its very start began another one */
-	if (m->type == MESSAGE_OPEN && (rc = open_stream(server, arrival, &placed, err)))
-		return rc;
 	stream = placed;
-	if (!stream->feeder)
+	if (m->type == MESSAGE_OPEN || !stream->feeder)
 		stream_feed(server, stream, arrival->peer);
-	if (m->has_got && m->got > stream->got)
-		stream->got = m->got;
+	if (m->type == MESSAGE_OPEN)
+		stream->reply = m->reply && arrival->router;
+	note_got(stream, m);
 	stream->active_ms = server->now_ms;
 	list_append(&server->idle, &stream->idle);
 	if (arrival->router)
@@ -459,26 +521,46 @@ bool ingest_wants_more(const struct server *server)
 	       (!server->jobs_busy && list_empty(&server->ready));
 }
 
+void ingest_message(struct server *server, bool router, const struct endpoint_message *message)
+{
+	struct arrival arrival;
+	struct error error = { 0 };
+	int rc = parse(server, router, message, &arrival, &error);
+
+	if (!rc) {
+		arrival.peer = router ? peer_get(server, arrival.identity, arrival.identity_size) : &server->publishers;
+		rc = arrival.peer ? handle(server, &arrival, &error) : error_memory(&error, "peer");
+		peer_release(server, arrival.peer);
+	}
+	if (rc)
+		refuse(server, &arrival, &error);
+}
+
+void ingest_waiting(struct server *server)
+{
+	struct held *held;
+
+	while (server->waiting.first && saving_make_room(server) != ROOM_SOON) {
+		struct endpoint_message message;
+
+		held = held_pop(server, &server->waiting);
+		held_message(held, &message);
+		ingest_message(server, held->router, &message);
+		free(held);
+	}
+}
+
 int ingest_receive(struct server *server, struct endpoint *endpoint, struct error *err)
 {
 	bool router = endpoint == server->ingest;
 
 	for (int i = 0; i < MESSAGES_PER_TURN; i++) {
-		struct arrival arrival;
-		struct error error = { 0 };
 		int rc = endpoint_receive(endpoint, &server->message, err);
 
 		if (rc <= 0)
 			return rc;
 		server->stats.messages_in++;
-		rc = parse(server, router, &arrival, &error);
-		if (!rc) {
-			arrival.peer = router ? peer_get(server, arrival.identity, arrival.identity_size) : &server->publishers;
-			rc = arrival.peer ? handle(server, &arrival, &error) : error_memory(&error, "peer");
-			peer_release(server, arrival.peer);
-		}
-		if (rc)
-			refuse(server, &arrival, &error);
+		ingest_message(server, router, &server->message);
 		if (!router && !ingest_wants_more(server))
 			return 0;
 	}

@@ -147,11 +147,14 @@ int server_open(struct server *server, const struct config *config, struct error
 	list_init(&server->dirty);
 	list_init(&server->stalled);
 	list_init(&server->unflushed);
+	list_init(&server->unsaved);
+	list_init(&server->loading);
 	list_init(&server->idle);
 	server->itemsize = dtype_size((enum dtype)config->output.dtype);
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
+	    (rc = table_init(&server->saved, err)) ||
 	    (rc = open_signals(server, err)) || (rc = open_device(server, err)) || (rc = open_pools(server, err)) ||
-	    (rc = batch_init(server, err)) || (rc = worker_new(server->device, &server->worker, err)))
+	    (rc = batch_init(server, err)) || (rc = states_open(server, err)) || (rc = worker_new(server->device, &server->worker, err)))
 		return rc;
 	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
 	if (!server->scratch)
@@ -181,6 +184,7 @@ static void free_streams(struct server *server)
 void server_free(struct server *server)
 {
 	int64_t left = server->deadline_ms - (int64_t)(now_ns() / 1000000);
+	struct held *held;
 	int linger = left > 0 && server->phase == SERVER_STOPPING ? (int)left : 0;
 
 	worker_free(server->worker);
@@ -191,6 +195,9 @@ void server_free(struct server *server)
 	endpoint_free(server->control, linger < 1000 ? linger : 1000);
 	endpoint_context_free(server->context); /* hidden states on loan are back now */
 	free_streams(server);
+	states_close(server);
+	while ((held = held_pop(server, &server->waiting)))
+		free(held);
 	batch_free(server);
 	pool_free(server->blocks);
 	pool_free(server->hiddens);
@@ -199,6 +206,7 @@ void server_free(struct server *server)
 	free(server->scratch);
 	table_free(&server->streams);
 	table_free(&server->peers);
+	table_free(&server->saved);
 	if (server->signal_fd >= 0)
 		close(server->signal_fd);
 }
@@ -259,7 +267,7 @@ static void retry_stalled(struct server *server)
 /* Has all that was accepted gone out? */
 static bool all_done(struct server *server)
 {
-	return !server->jobs_busy && list_empty(&server->ready) && list_empty(&server->stalled);
+	return !server->jobs_busy && list_empty(&server->ready) && list_empty(&server->stalled) && saving_finished(server);
 }
 
 /* Milliseconds until the next timer. */
@@ -282,8 +290,8 @@ static int turn(struct server *server, int64_t due, struct error *err)
 	const bool reading[] = { true, true, true, ingest_wants_more(server) };
 	enum { N = sizeof sockets / sizeof sockets[0] };
 	struct endpoint *endpoints[N];
-	bool wanted[N], ready[N], fd_ready[2];
-	const int fds[2] = { worker_fd(server->worker), server->signal_fd };
+	bool wanted[N], ready[N], fd_ready[3];
+	const int fds[3] = { worker_fd(server->worker), server->signal_fd, server->store ? store_fd(server->store) : -1 };
 	size_t n = 0;
 	int rc;
 
@@ -292,7 +300,7 @@ static int turn(struct server *server, int64_t due, struct error *err)
 			endpoints[n] = sockets[i];
 			wanted[n++] = reading[i];
 		}
-	rc = endpoint_poll(endpoints, wanted, ready, n, fds, fd_ready, 2, timeout(server, due), err);
+	rc = endpoint_poll(endpoints, wanted, ready, n, fds, fd_ready, server->store ? 3 : 2, timeout(server, due), err);
 	server->now_ms = (int64_t)(now_ns() / 1000000);
 	if (rc)
 		return rc;
@@ -300,6 +308,9 @@ static int turn(struct server *server, int64_t due, struct error *err)
 		read_signals(server);
 	if (fd_ready[0])
 		rc = batch_finish(server, err);
+	if (server->store && fd_ready[2])
+		states_collect(server);
+	ingest_waiting(server);
 	for (size_t i = 0; i < n && !rc; i++) {
 		if (!ready[i])
 			continue;
@@ -321,16 +332,17 @@ int server_run(struct server *server, struct error *err)
 	server->now_ms = (int64_t)(now_ns() / 1000000);
 	log_notice("ready");
 	while (!rc && !server->failed) {
-		int64_t due = stream_timers(server);
+		int64_t due = stream_timers(server), save_due = saving_start(server);
 
 		batch_start(server);
 		publish_acks(server);
 		if (server->phase == SERVER_STOPPING && all_done(server))
 			return 0;
 		if (server->phase == SERVER_STOPPING && server->now_ms >= server->deadline_ms)
-			return error_set(err, ERR_SYSTEM, "not all that was accepted could be published within %g s",
-					 server->config->shutdown_timeout);
-		rc = turn(server, due, err);
+			return error_set(err, ERR_SYSTEM, "not all that was accepted could be published and saved within %g s%s%s",
+					 server->config->shutdown_timeout, server->state_stats.failing ? ": " : "",
+					 server->state_stats.failing ? server->state_stats.why : "");
+		rc = turn(server, save_due < due ? save_due : due, err);
 	}
 	return rc ? rc : error_set(err, ERR_SYSTEM, "a socket failed");
 }

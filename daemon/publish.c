@@ -150,6 +150,7 @@ static void rows_done(struct server *server, struct stream *stream, const struct
 	server->stats.rows_out += done - stream->done;
 	stream->done = done;
 	stream->emitted = position;
+	saving_note(server, stream);
 	if (stream->published < position)
 		stream->published = position;
 	if (stream->feeder && stream->feeder->router)
@@ -217,6 +218,7 @@ bool publish_ack(struct server *server, struct stream *stream)
 	struct message message = {
 		.type = MESSAGE_ACK, .epoch = stream->epoch, .next = stream->next,
 		.done = stream->done == stream->accepted ? stream->next : stream->emitted,
+		.durable = states_durable(server, stream),
 		.credit = server->config->limits.credit_rows,
 	};
 	enum endpoint_sent sent;

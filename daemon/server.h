@@ -5,6 +5,7 @@
  *	batch.c    full windows join a batch; the worker runs it; its streams move on
  *	publish.c  hidden states, events, acks and refusals go out
  *	stream.c   the lives of streams: begin, flush, end, make way for the next
+ *	states.h   streams to disk and back
  *	commands.c the control socket
  *	loop.c     waits for sockets, worker, signals and timers, and calls the above
  *
@@ -21,6 +22,7 @@
 #include "daemon/list.h"
 #include "daemon/log.h"
 #include "daemon/pool.h"
+#include "daemon/states.h"
 #include "daemon/stream.h"
 #include "daemon/table.h"
 #include "daemon/worker.h"
@@ -73,12 +75,24 @@ struct server {
 	struct list stalled;  /* wait for room in their feeder's queue */
 	struct list unflushed; /* have unfinished rows, oldest first, if streams.flush_after is set */
 	struct list idle;     /* all live ones, least recently active first */
+	struct list unsaved;  /* changed since they were saved, longest first */
+	struct list loading;  /* wait for a slot */
 	struct pool *blocks, *hiddens;
 	float *scratch;       /* [hidden_size] */
 
 	struct server_job jobs[2];
 	size_t jobs_busy;
 	unsigned failures;    /* batches failed in a row */
+
+	/* States: daemon/states.h. */
+	struct store *store;  /* NULL: they are not kept */
+	struct table saved;   /* by key */
+	struct slot slots[STATE_SLOTS];
+	struct held_list waiting; /* messages of streams for which there is no room yet */
+	size_t held_bytes;
+	int64_t save_retry_ms; /* nothing is saved before: the last attempt failed */
+	struct log_tap save_errors;
+	struct state_stats state_stats;
 
 	enum server_phase phase;
 	int64_t now_ms;       /* monotonic, of this turn of the loop */
@@ -108,6 +122,12 @@ void server_drain(struct server *server, bool stop);
 /* Receive and handle up to some messages.  Errors are the socket's own; peers' mistakes are answered. */
 int ingest_receive(struct server *server, struct endpoint *endpoint, struct error *err);
 
+/* Handle one message, received now or held before. */
+void ingest_message(struct server *server, bool router, const struct endpoint_message *message);
+
+/* Handle the messages that wait for room in memory, as far as there is some. */
+void ingest_waiting(struct server *server);
+
 /*
  * Are publishers to be read?  They cannot be refused, so beyond the credit they wait in their sockets; but not when
  * nothing can be computed, or rows of many unfinished windows would block for ever those that complete them.
@@ -126,6 +146,9 @@ struct stream *stream_find(struct server *server, const void *id, size_t id_size
 int stream_new(struct server *server, const void *id, size_t id_size, uint64_t epoch, struct peer *feeder,
 	       struct stream **ret_stream, struct error *err);
 void stream_free(struct server *server, struct stream *stream);
+
+/* A block behind the stream's last one, for the rows of its next window.  Errors: ERR_MEMORY. */
+int stream_add_block(struct server *server, struct stream *stream, struct error *err);
 
 /* Make a new life the latest of its id; the one before it, if any, is retired and flushed. */
 void stream_install(struct server *server, struct stream *stream);

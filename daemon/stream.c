@@ -72,10 +72,35 @@ int stream_new(struct server *server, const void *id, size_t id_size, uint64_t e
 	stream->id_size = id_size;
 	stream->entry.key = stream->id;
 	stream->entry.key_size = id_size;
+	if (server->store)
+		store_key(id, id_size, stream->key);
+	stream->phase = STREAM_LIVE;
 	stream->epoch = stream->source_epoch = epoch;
 	stream->active_ms = server->now_ms;
 	stream_feed(server, stream, feeder);
 	*ret_stream = stream;
+	return 0;
+}
+
+int stream_add_block(struct server *server, struct stream *stream, struct error *err)
+{
+	size_t window = server->config->window;
+	size_t head = (sizeof(struct block) + 63) / 64 * 64;
+	struct block *block = pool_take(server->blocks);
+
+	if (!block)
+		return error_memory(err, "rows of a window");
+	*block = (struct block){
+		.position = (uint64_t *)(void *)((char *)block + head),
+		.rows = (float *)(void *)((char *)block + head + (window * sizeof(uint64_t) + 63) / 64 * 64),
+	};
+	if (stream->last_block)
+		stream->last_block->next = block;
+	else
+		stream->blocks = block;
+	stream->last_block = block;
+	if (!stream->unsubmitted)
+		stream->unsubmitted = block;
 	return 0;
 }
 
@@ -91,11 +116,18 @@ static void free_blocks(struct server *server, struct block *block)
 
 void stream_free(struct server *server, struct stream *stream)
 {
+	struct held *held;
+
 	list_remove(&stream->ready);
 	list_remove(&stream->dirty);
 	list_remove(&stream->stalled);
 	list_remove(&stream->unflushed);
+	list_remove(&stream->unsaved);
 	list_remove(&stream->idle);
+	if (stream->slot)
+		stream->slot->stream = NULL;
+	while ((held = held_pop(server, &stream->held)))
+		free(held);
 	stream_feed(server, stream, NULL);
 	free_blocks(server, stream->blocks);
 	while (stream->outbox) {
@@ -131,7 +163,7 @@ size_t stream_more(const struct server *server, const struct stream *stream, uin
 	uint64_t window = server->config->window;
 	uint64_t full = (stream->accepted - stream->submitted) / window * window;
 
-	if (stream->before || link_listed(&stream->stalled))
+	if (stream->before || stream->hold || link_listed(&stream->stalled))
 		return 0;
 	if (taken < full)
 		return window;
@@ -157,6 +189,8 @@ void stream_flush(struct server *server, struct stream *stream)
 static void stream_close(struct server *server, struct stream *stream, enum stream_phase phase)
 {
 	stream->phase = phase;
+	stream->hold = false;
+	list_remove(&stream->unsaved);
 	list_remove(&stream->idle);
 	stream_flush(server, stream);
 	stream_settle(server, stream);
@@ -178,7 +212,10 @@ void stream_install(struct server *server, struct stream *stream)
 	if (old)
 		table_remove(&server->streams, entry);
 	table_insert(&server->streams, &stream->entry);
-	list_append(&server->idle, &stream->idle);
+	if (stream->phase == STREAM_LIVE)
+		list_append(&server->idle, &stream->idle);
+	if (stream->epoch)
+		saving_note(server, stream); /* a restart must not bring the epoch before back */
 	if (!old) {
 		stream_announce(server, stream);
 		return;
@@ -232,7 +269,7 @@ int stream_reset(struct server *server, struct stream *stream, const char *text,
 static void stream_begin(struct server *server, struct stream *stream, const struct stream *before)
 {
 	stream->before = NULL;
-	if (before->epoch == stream->epoch && before->phase == STREAM_RETIRED)
+	if (before->epoch == stream->epoch && before->phase == STREAM_RETIRED && before->published > stream->published)
 		stream->published = before->published;
 	stream_announce(server, stream);
 	stream_wake(server, stream);
@@ -260,7 +297,7 @@ void stream_settle(struct server *server, struct stream *stream)
 {
 	struct stream *after = stream->after;
 
-	if (stream->phase == STREAM_LIVE || stream->before || stream->in_flight || stream->outbox ||
+	if (stream->phase == STREAM_LOADING || stream->phase == STREAM_LIVE || stream->before || stream->in_flight || stream->outbox ||
 	    stream_more(server, stream, 0))
 		return;
 	if (stream->phase == STREAM_ENDING && !stream->end_sent) {
@@ -273,6 +310,7 @@ void stream_settle(struct server *server, struct stream *stream)
 	if (stream->phase == STREAM_ENDING) {
 		publish_event(server, stream, stream->end_event, stream->next, NULL);
 		publish_ack(server, stream);
+		states_closed(server, stream);
 	}
 	if (after)
 		stream_begin(server, after, stream);
@@ -305,7 +343,12 @@ int64_t stream_timers(struct server *server)
 				due = stream->active_ms + idle_ms;
 			break;
 		}
-		stream_end(server, stream, EVENT_EVICTED);
+		stream->active_ms = server->now_ms; /* if it cannot leave now: again after that time */
+		list_append(&server->idle, &stream->idle);
+		if (server->store)
+			saving_evict(server, stream);
+		else
+			stream_end(server, stream, EVENT_EVICTED);
 	}
 	return due;
 }

@@ -17,6 +17,7 @@
 
 #include "daemon/list.h"
 #include "daemon/pool.h"
+#include "daemon/states.h"
 #include "daemon/table.h"
 #include "protocol/message.h"
 
@@ -57,6 +58,7 @@ struct hidden {
 };
 
 enum stream_phase {
+	STREAM_LOADING, /* comes back from disk; its messages wait */
 	STREAM_LIVE,    /* takes rows */
 	STREAM_RETIRED, /* an epoch change or reset ended it: what it accepted goes out */
 	STREAM_ENDING   /* closed: what it accepted goes out, the last hidden state says end */
@@ -96,9 +98,19 @@ struct stream {
 	char event_text[160];
 	enum message_event end_event; /* EVENT_CLOSED or EVENT_EVICTED */
 
+	/* On disk: daemon/states.h. */
+	char key[HASH_TEXT];   /* of the id; set if states are kept */
+	struct slot *slot;     /* that is saving or loading the stream just now */
+	bool changed;          /* since it was last saved, */
+	int64_t unsaved_ms;    /* since then */
+	bool hold;             /* kept out of batches until it is saved */
+	bool rewinding;        /* STREAM_LOADING: to a state with emitted <= from */
+	uint64_t from;
+	struct held_list held; /* STREAM_LOADING: messages that wait */
+
 	int64_t unflushed_ms; /* since when unfinished rows wait */
 	int64_t active_ms;    /* of the last message */
-	struct link ready, dirty, stalled, unflushed, idle; /* places in the server's lists */
+	struct link ready, dirty, stalled, unflushed, unsaved, idle; /* places in the server's lists */
 	size_t id_size;
 	unsigned char id[MESSAGE_STREAM_MAX];
 };

@@ -12,11 +12,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define JOBS_MAX 4
-
 /* A queue of job pointers, first in first out. */
 struct queue {
-	struct job *job[JOBS_MAX];
+	struct job *job[WORKER_JOBS_MAX];
 	size_t first, n;
 };
 
@@ -43,8 +41,8 @@ static uint64_t now_ns(void)
 
 static void push(struct queue *queue, struct job *job)
 {
-	assert(queue->n < JOBS_MAX);
-	queue->job[(queue->first + queue->n++) % JOBS_MAX] = job;
+	assert(queue->n < WORKER_JOBS_MAX);
+	queue->job[(queue->first + queue->n++) % WORKER_JOBS_MAX] = job;
 }
 
 static struct job *pop(struct queue *queue)
@@ -53,9 +51,25 @@ static struct job *pop(struct queue *queue)
 
 	if (!queue->n)
 		return NULL;
-	queue->first = (queue->first + 1) % JOBS_MAX;
+	queue->first = (queue->first + 1) % WORKER_JOBS_MAX;
 	queue->n--;
 	return job;
+}
+
+/* Start a batch, or do the whole of a copy. */
+static void start(struct device *device, struct job *job)
+{
+	switch (job->kind) {
+	case JOB_BATCH:
+		device->backend->submit(device, &job->batch, &job->error);
+		break;
+	case JOB_EXPORT:
+		device->backend->cache_export(device, job->cache, job->state, &job->error);
+		break;
+	case JOB_IMPORT:
+		device->backend->cache_import(device, job->cache, job->state, &job->error);
+		break;
+	}
 }
 
 /* Start what is handed over, as long as the device takes more. */
@@ -81,7 +95,7 @@ static void *starter_run(void *arg)
 			error_set(&job->error, ERR_DEVICE, "not run: the batch before it failed");
 		} else {
 			pthread_mutex_unlock(&worker->lock);
-			device->backend->submit(device, &job->batch, &job->error);
+			start(device, job);
 			pthread_mutex_lock(&worker->lock);
 		}
 		push(&worker->running, job);
@@ -107,7 +121,7 @@ static void *waiter_run(void *arg)
 			break;
 		job = worker->running.job[worker->running.first];
 		pthread_mutex_unlock(&worker->lock);
-		if (!job->error.code)
+		if (!job->error.code && job->kind == JOB_BATCH)
 			device->backend->wait(device, &job->error);
 		job->ended_ns = now_ns();
 		pthread_mutex_lock(&worker->lock);
@@ -138,7 +152,6 @@ int worker_new(struct device *device, struct worker **ret_worker, struct error *
 
 	if (!worker)
 		return error_memory(err, "worker");
-	assert(device->depth <= JOBS_MAX);
 	worker->device = device;
 	pthread_mutex_init(&worker->lock, NULL);
 	pthread_cond_init(&worker->changed, NULL);

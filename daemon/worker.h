@@ -1,5 +1,5 @@
 /*
- * The worker: the thread that runs batches on the device, in the order in which they were handed over.
+ * The worker: it runs jobs on the device, batches above all, in the order in which they were handed over.
  *
  * The loop hands over whole jobs and collects them when done; while the worker has a job, nobody else touches it.
  * A failed job fails those queued behind it unrun (their caches would have started from a state that never came about),
@@ -13,20 +13,31 @@
 
 #include "model/device.h"
 
+enum job_kind {
+	JOB_BATCH,
+	JOB_EXPORT, /* cache to state */
+	JOB_IMPORT  /* state to cache */
+};
+
 struct job {
-	struct batch batch;
-	struct error error; /* code 0, or why the batch failed: no cache has advanced */
+	enum job_kind kind;
+	struct batch batch;   /* JOB_BATCH */
+	struct cache *cache;  /* JOB_EXPORT, JOB_IMPORT */
+	float *state;         /* [shape_cache_floats], canonical layout */
+	struct error error;   /* code 0, or why the job failed: no cache has changed */
 	bool skipped;       /* not run, because a batch before it failed */
 	uint64_t started_ns, ended_ns; /* CLOCK_MONOTONIC */
 };
 
 struct worker;
 
-/* Start the thread.  device->depth jobs may be handed over at once. */
+#define WORKER_JOBS_MAX 16 /* handed over and not collected */
+
+/* Start the threads.  Up to device->depth batches run at once. */
 int worker_new(struct device *device, struct worker **ret_worker, struct error *err);
 void worker_free(struct worker *worker); /* waits for what was handed over; NULL is fine */
 
-/* Hand a job over.  The caller keeps count: never more than device->depth before collecting. */
+/* Hand a job over.  The caller keeps count: never more than WORKER_JOBS_MAX before collecting. */
 void worker_submit(struct worker *worker, struct job *job);
 
 /* A file descriptor that can be read when there is something to collect. */

@@ -1,0 +1,213 @@
+/*
+ * Disk to memory: a stream that is known but not in memory comes back with its next message.  Messages that arrive
+ * before it is there are held and handled then, in order.
+ */
+#include "daemon/states.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/server.h"
+
+/* Ask the store for the state; the slot is free. */
+static void read_state(struct server *server, struct stream *stream, struct slot *slot)
+{
+	struct saved *saved = states_find(server, stream->key);
+
+	slot->use = SLOT_RESUMING;
+	slot->stream = stream;
+	slot->saved = NULL;
+	stream->slot = slot;
+	slot->task = (struct store_job){
+		.task = STORE_READ, .state = slot->state, .rewinding = stream->rewinding, .epoch = stream->epoch,
+		.from = stream->from, .owner = slot
+	};
+	if (saved)
+		slot->task.generations = saved->generations;
+	memcpy(slot->task.key, stream->key, sizeof slot->task.key);
+	store_submit(server->store, &slot->task);
+}
+
+void resuming_start(struct server *server, struct stream *stream, struct saved *saved, bool rewinding, uint64_t from)
+{
+	struct slot *slot = states_slot(server);
+
+	stream->phase = STREAM_LOADING;
+	stream->rewinding = rewinding;
+	stream->from = from;
+	saved->closed = false;
+	if (slot)
+		read_state(server, stream, slot);
+	else
+		list_append(&server->loading, &stream->unsaved);
+}
+
+void resuming_go_on(struct server *server)
+{
+	struct link *link;
+	struct slot *slot;
+
+	while ((link = list_first(&server->loading)) && (slot = states_slot(server))) {
+		struct stream *stream = list_entry(link, struct stream, unsaved);
+
+		list_remove(link);
+		read_state(server, stream, slot);
+	}
+}
+
+static void free_slot(struct server *server, struct slot *slot)
+{
+	if (slot->stream)
+		slot->stream->slot = NULL;
+	slot->stream = NULL;
+	slot->use = SLOT_FREE;
+	resuming_go_on(server);
+}
+
+/* Handle the messages that waited for the stream; they find it live, or refused. */
+static void replay(struct server *server, struct held_list *list)
+{
+	struct held *held;
+
+	while ((held = held_pop(server, list))) {
+		struct endpoint_message message;
+
+		held_message(held, &message);
+		ingest_message(server, held->router, &message);
+		free(held);
+	}
+}
+
+/* The stream is there. */
+static void go_live(struct server *server, struct stream *stream)
+{
+	struct held_list list = stream->held;
+
+	stream->held = (struct held_list){ NULL, NULL };
+	stream->phase = STREAM_LIVE;
+	stream->changed = false;
+	list_append(&server->idle, &stream->idle);
+	server->state_stats.resumed++;
+	if (stream->feeder && stream->feeder->router)
+		list_add(&server->dirty, &stream->dirty);
+	replay(server, &list);
+}
+
+/* It cannot be had: the messages that waited are refused with why. */
+static void give_up(struct server *server, struct stream *stream, struct saved *saved, const char *why)
+{
+	struct held_list list = stream->held;
+
+	stream->held = (struct held_list){ NULL, NULL };
+	log_error("stream cannot be resumed: %s", why);
+	server->state_stats.damaged++;
+	if (saved) {
+		free(saved->damage);
+		saved->damage = strdup(why);
+	}
+	stream->phase = STREAM_RETIRED;
+	stream_settle(server, stream);
+	replay(server, &list);
+}
+
+/* Take over what reading taught about the generations. */
+static void learn(struct server *server, struct stream *stream, struct saved *saved, const struct store_job *task)
+{
+	bool damaged = false;
+
+	for (size_t i = 0; i < task->generations.n; i++) {
+		const struct generation *generation = &task->generations.item[i];
+
+		damaged |= task->damaged[i];
+		if (task->damaged[i])
+			generations_remove(&saved->generations, generation->number);
+		for (size_t k = 0; k < saved->generations.n; k++)
+			if (saved->generations.item[k].number == generation->number)
+				saved->generations.item[k] = *generation;
+	}
+	if (!damaged)
+		return;
+	server->state_stats.damaged++;
+	log_warning("%s; the state before it is used", task->damage.text);
+	publish_event(server, stream, EVENT_RESET, task->state->position, "the newest state is damaged: resumed from the one before");
+}
+
+void resuming_read(struct server *server, struct slot *slot)
+{
+	struct stream *stream = slot->stream;
+	struct store_job *task = &slot->task;
+	struct saved *saved;
+
+	if (!stream) {
+		free_slot(server, slot);
+		return;
+	}
+	saved = states_find(server, stream->key);
+	if (task->error.code || !saved) {
+		char why[sizeof task->error.text];
+
+		snprintf(why, sizeof why, "%s", task->error.code ? task->error.text : "its states are gone");
+		free_slot(server, slot);
+		give_up(server, stream, saved, why);
+		return;
+	}
+	learn(server, stream, saved, task);
+	if (!task->found) { /* no state is old enough: start from position 0 */
+		free_slot(server, slot);
+		go_live(server, stream);
+		return;
+	}
+	slot->job = (struct job){ .kind = JOB_IMPORT, .cache = stream->cache, .state = slot->state->cache };
+	stream->in_flight++;
+	worker_submit(server->worker, &slot->job);
+}
+
+/* Give the stream the state's counts and pending rows. */
+static int adopt(struct server *server, struct stream *stream, const struct state *state, struct error *err)
+{
+	const struct saved *saved = states_find(server, stream->key);
+	uint64_t done = state->emitted > state->position ? state->emitted - state->position : 0;
+
+	if (state->pending_rows) {
+		int rc = stream_add_block(server, stream, err);
+
+		if (rc)
+			return rc;
+		memcpy(stream->blocks->rows, state->pending,
+		       state->pending_rows * server->model->shape.hidden_size * sizeof *state->pending);
+		for (uint64_t i = 0; i < state->pending_rows; i++)
+			stream->blocks->position[i] = state->position + i;
+	}
+	stream->epoch = state->epoch;
+	stream->source_epoch = state->source_epoch;
+	stream->source_origin = state->source_origin;
+	stream->accepted = state->pending_rows;
+	stream->done = stream->flushed = done < state->pending_rows ? done : state->pending_rows;
+	stream->next = state->position + state->pending_rows;
+	stream->emitted = state->emitted;
+	if (stream->feeder)
+		stream->feeder->outstanding += stream->accepted - stream->done;
+	if (saved && saved->epoch == stream->epoch && saved->published > stream->published)
+		stream->published = saved->published;
+	if (stream->published < stream->emitted)
+		stream->published = stream->emitted;
+	return 0;
+}
+
+void resuming_copied(struct server *server, struct slot *slot)
+{
+	struct stream *stream = slot->stream;
+	struct error error = slot->job.error;
+
+	stream->in_flight--;
+	if (!error.code)
+		adopt(server, stream, slot->state, &error);
+	if (!error.code && strcmp(slot->state->device, server->device->description))
+		log_info("a state made on \"%s\" goes on here", slot->state->device);
+	free_slot(server, slot);
+	if (error.code)
+		give_up(server, stream, NULL, error.text);
+	else
+		go_live(server, stream);
+}

@@ -1,0 +1,277 @@
+/*
+ * Memory to disk: what changed is saved on an interval, before it leaves memory, and when the daemon stops.
+ *
+ * A state is a cut at a window boundary with the rows behind it, taken when all that the cache has seen is emitted and
+ * nothing of the stream is in flight; a stream that never pauses is kept out of the next batch until then.
+ */
+#include "daemon/states.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/server.h"
+
+#define RETRY_FAILED_MS 1000
+#define EVICTION_SCAN 64 /* least recently used streams looked at for one that can go */
+
+/* --- when --- */
+
+void saving_note(struct server *server, struct stream *stream)
+{
+	if (!server->store || stream->changed)
+		return;
+	stream->changed = true;
+	if (stream->phase == STREAM_LIVE && !link_listed(&stream->unsaved)) {
+		stream->unsaved_ms = server->now_ms;
+		list_append(&server->unsaved, &stream->unsaved);
+	}
+}
+
+/* Can the stream's state be taken now? */
+static bool quiet(const struct stream *stream)
+{
+	return stream->phase == STREAM_LIVE && !stream->before && !stream->in_flight && !stream->outbox && !stream->slot;
+}
+
+/* --- taking a state --- */
+
+/* Rows behind the cache at consecutive positions, less than a window of them. */
+static void copy_pending(const struct server *server, const struct stream *stream, struct state *state)
+{
+	size_t hidden_size = server->model->shape.hidden_size;
+	const struct block *block = stream->blocks;
+	uint64_t n = stream->accepted - stream->computed;
+
+	state->position = n ? block->position[0] : stream->next;
+	if (n > server->config->window - 1)
+		n = server->config->window - 1;
+	for (uint64_t i = 1; i < n; i++)
+		if (block->position[i] != block->position[0] + i)
+			n = i;
+	state->pending_rows = n;
+	if (n)
+		memcpy(state->pending, block->rows, n * hidden_size * sizeof *state->pending);
+}
+
+/* Save a quiet stream; the slot is free. */
+static bool save(struct server *server, struct stream *stream, struct slot *slot, bool evict)
+{
+	struct saved *saved = states_get(server, stream->key);
+	struct state *state = slot->state;
+
+	if (!saved || saved->slot)
+		return false;
+	memcpy(state->stream, stream->id, stream->id_size);
+	state->stream_size = stream->id_size;
+	state->epoch = stream->epoch;
+	state->source_epoch = stream->source_epoch;
+	state->source_origin = stream->source_origin;
+	state->window = server->config->window;
+	snprintf(state->model, sizeof state->model, "%s", server->model->fingerprint);
+	snprintf(state->device, sizeof state->device, "%s", server->device->description);
+	copy_pending(server, stream, state);
+	state->emitted = stream->emitted;
+	slot->use = SLOT_SAVING;
+	slot->evict = evict;
+	slot->stream = stream;
+	slot->saved = saved;
+	slot->generation = (struct generation){
+		.number = ++saved->last_number, .epoch = state->epoch, .reach = state->position + state->pending_rows,
+		.emitted = state->emitted, .known = true
+	};
+	slot->job = (struct job){ .kind = JOB_EXPORT, .cache = stream->cache, .state = state->cache };
+	saved->slot = slot;
+	stream->slot = slot;
+	stream->in_flight++;
+	stream->hold = false;
+	stream->changed = false;
+	list_remove(&stream->unsaved);
+	worker_submit(server->worker, &slot->job);
+	return true;
+}
+
+static void free_slot(struct server *server, struct slot *slot)
+{
+	if (slot->stream)
+		slot->stream->slot = NULL;
+	if (slot->saved)
+		slot->saved->slot = NULL;
+	slot->stream = NULL;
+	slot->saved = NULL;
+	slot->use = SLOT_FREE;
+	resuming_go_on(server);
+}
+
+/* The stream's state is not on disk after all: say so, and try again. */
+static void save_failed(struct server *server, struct slot *slot, const struct error *error)
+{
+	struct state_stats *stats = &server->state_stats;
+	struct stream *stream = slot->stream;
+
+	stats->errors++;
+	if (!stats->failing || log_tap_open(&server->save_errors, 1))
+		log_error("state not saved: %s", error->text);
+	stats->failing = true;
+	snprintf(stats->why, sizeof stats->why, "%.255s", error->text);
+	server->save_retry_ms = server->now_ms + RETRY_FAILED_MS;
+	if (stream) {
+		stream->slot = NULL;
+		saving_note(server, stream);
+	}
+	free_slot(server, slot);
+}
+
+void saving_copied(struct server *server, struct slot *slot)
+{
+	struct stream *stream = slot->stream;
+	struct saved *saved = slot->saved;
+	struct store_job *task = &slot->task;
+
+	stream->in_flight--;
+	if (slot->job.error.code) {
+		save_failed(server, slot, &slot->job.error);
+	} else if (!saved) { /* forgotten meanwhile */
+		free_slot(server, slot);
+	} else {
+		*task = (struct store_job){
+			.task = STORE_WRITE, .state = slot->state, .number = slot->generation.number,
+			.generations = saved->generations, .owner = slot
+		};
+		memcpy(task->key, saved->key, sizeof task->key);
+		generations_add(&saved->generations, &slot->generation); /* as it will be, to see what it makes superfluous */
+		for (size_t i = 0; i < task->generations.n; i++)
+			task->doomed[i] = generations_doomed(&saved->generations, i, slot->generation.epoch,
+							     server->config->state.keep, stream->reply, stream->got);
+		generations_remove(&saved->generations, slot->generation.number);
+		store_submit(server->store, task);
+	}
+	stream_wake(server, stream);
+	stream_settle(server, stream);
+}
+
+void saving_written(struct server *server, struct slot *slot)
+{
+	struct state_stats *stats = &server->state_stats;
+	struct stream *stream = slot->stream;
+	const struct store_job *task = &slot->task;
+	bool evict = slot->evict;
+
+	if (task->error.code) {
+		save_failed(server, slot, &task->error);
+		return;
+	}
+	if (stats->failing)
+		log_notice("states are saved again");
+	stats->failing = false;
+	stats->saved++;
+	stats->saved_bytes += task->bytes;
+	stats->save_ns += task->ns;
+	if (slot->saved) {
+		for (size_t i = 0; i < task->generations.n; i++)
+			if (task->doomed[i])
+				generations_remove(&slot->saved->generations, task->generations.item[i].number);
+		generations_add(&slot->saved->generations, &slot->generation);
+	}
+	free_slot(server, slot);
+	if (!stream)
+		return;
+	if (stream->feeder && stream->feeder->router)
+		list_add(&server->dirty, &stream->dirty);
+	if (evict && !stream->changed)
+		saving_evict(server, stream);
+}
+
+int64_t saving_start(struct server *server)
+{
+	int64_t interval = server->phase == SERVER_STOPPING ? 0 : (int64_t)(server->config->state.interval * 1000);
+	struct link *link = list_first(&server->unsaved), *next;
+
+	if (!server->store || !link)
+		return INT64_MAX;
+	if (server->now_ms < server->save_retry_ms)
+		return server->save_retry_ms;
+	for (size_t held = 0; link && held < STATE_SLOTS; link = next) {
+		struct stream *stream = list_entry(link, struct stream, unsaved);
+		struct slot *slot = states_slot(server);
+
+		next = list_next(&server->unsaved, link);
+		if (!stream->hold && stream->unsaved_ms + interval > server->now_ms)
+			return stream->unsaved_ms + interval;
+		if (quiet(stream) && !slot)
+			break;
+		if (quiet(stream))
+			save(server, stream, slot, false);
+		else if (!stream->outbox && !stream->slot)
+			stream->hold = true; /* out of the next batches, until it is quiet */
+		held += stream->hold;
+	}
+	return INT64_MAX; /* what is due waits for a slot or a batch to finish */
+}
+
+bool saving_finished(struct server *server)
+{
+	if (!server->store)
+		return true;
+	for (size_t i = 0; i < STATE_SLOTS; i++)
+		if (server->slots[i].use != SLOT_FREE)
+			return false;
+	return list_empty(&server->unsaved);
+}
+
+/* --- leaving memory --- */
+
+/* Note what the stream was, for when it comes back in this run. */
+static void remember_stream(struct server *server, const struct stream *stream)
+{
+	struct saved *saved = states_find(server, stream->key);
+
+	if (!saved)
+		return;
+	saved->reply = stream->reply;
+	saved->epoch = stream->epoch;
+	saved->got = stream->got;
+	saved->published = stream->published;
+	free(saved->feeder);
+	saved->feeder = NULL;
+	saved->feeder_size = 0;
+	if (stream->feeder && stream->feeder->router && (saved->feeder = malloc(stream->feeder->identity_size + 1))) {
+		saved->feeder_size = stream->feeder->identity_size;
+		memcpy(saved->feeder, stream->feeder->identity, saved->feeder_size);
+	}
+}
+
+static void let_go(struct server *server, struct stream *stream)
+{
+	remember_stream(server, stream);
+	publish_event(server, stream, EVENT_EVICTED, stream->next, "its state is on disk; it comes back with its next message");
+	server->state_stats.evicted++;
+	table_remove(&server->streams, &stream->entry);
+	stream_free(server, stream);
+}
+
+bool saving_evict(struct server *server, struct stream *stream)
+{
+	struct slot *slot = states_slot(server);
+
+	if (!quiet(stream) || stream_more(server, stream, 0))
+		return false;
+	if (stream->changed)
+		return slot && server->now_ms >= server->save_retry_ms && save(server, stream, slot, true);
+	let_go(server, stream);
+	return true;
+}
+
+enum room saving_make_room(struct server *server)
+{
+	size_t max = server->config->streams.max;
+	struct link *link = list_first(&server->idle), *next;
+
+	for (size_t i = 0; server->store && link && i < EVICTION_SCAN && server->streams.n >= max; i++, link = next) {
+		next = list_next(&server->idle, link);
+		saving_evict(server, list_entry(link, struct stream, idle));
+	}
+	if (server->streams.n < max)
+		return ROOM_YES;
+	return server->store && server->now_ms >= server->save_retry_ms ? ROOM_SOON : ROOM_NONE;
+}

@@ -1,0 +1,457 @@
+/*
+ * State files.  The checksum covers every byte of the file, its own place taken as zeros; so whatever a damaged disk
+ * or a crash leaves behind is either the state that was written or known to be none.
+ */
+#include "daemon/statefile.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "model/safetensors.h"
+
+#define FORMAT "mamba2d-state-1"
+#define CHECKSUM_TEXT (HASH_TEXT - 1)
+#define NAME_MAX_TENSOR 48
+#define WRITE_BYTES ((size_t)1 << 20) /* at a time */
+
+int state_new(const struct shape *shape, size_t window, struct state **ret_state, struct error *err)
+{
+	struct state *state = calloc(1, sizeof *state);
+
+	if (state) {
+		state->cache = malloc(shape_cache_floats(shape) * sizeof *state->cache);
+		state->pending = malloc(window * shape->hidden_size * sizeof *state->pending);
+	}
+	if (!state || !state->cache || !state->pending) {
+		state_free(state);
+		return error_memory(err, "a stream's state");
+	}
+	*ret_state = state;
+	return 0;
+}
+
+void state_free(struct state *state)
+{
+	if (!state)
+		return;
+	free(state->cache);
+	free(state->pending);
+	free(state);
+}
+
+/* --- the header --- */
+
+/* The tensors in the order of the canonical layout, then pending.  Free *ret_entries and *ret_names with free. */
+static int list_tensors(const struct shape *shape, uint64_t pending_rows, struct safetensors_entry **ret_entries,
+			char **ret_names, struct error *err)
+{
+	size_t n = 2 * shape->num_layers;
+	struct safetensors_entry *entries = calloc(n + 1, sizeof *entries);
+	char *names = calloc(n, NAME_MAX_TENSOR);
+
+	if (!entries || !names) {
+		free(entries);
+		free(names);
+		return error_memory(err, "a state's header");
+	}
+	for (size_t layer = 0; layer < shape->num_layers; layer++) {
+		char *conv = names + 2 * layer * NAME_MAX_TENSOR, *ssm = conv + NAME_MAX_TENSOR;
+
+		snprintf(conv, NAME_MAX_TENSOR, "layers.%zu.conv_state", layer);
+		snprintf(ssm, NAME_MAX_TENSOR, "layers.%zu.ssm_state", layer);
+		entries[2 * layer] = (struct safetensors_entry){
+			.name = conv, .dtype = DTYPE_FLOAT32, .rank = 2, .shape = { shape->conv_dim, shape->conv_kernel - 1 }
+		};
+		entries[2 * layer + 1] = (struct safetensors_entry){
+			.name = ssm, .dtype = DTYPE_FLOAT32, .rank = 3,
+			.shape = { shape->num_heads, shape->head_dim, shape->state_size }
+		};
+	}
+	entries[n] = (struct safetensors_entry){
+		.name = "pending", .dtype = DTYPE_FLOAT32, .rank = 2, .shape = { pending_rows, shape->hidden_size }
+	};
+	*ret_entries = entries;
+	*ret_names = names;
+	return 0;
+}
+
+static void to_hex(const unsigned char *bytes, size_t n, char *text)
+{
+	for (size_t i = 0; i < n; i++)
+		snprintf(text + 2 * i, 3, "%02x", bytes[i]);
+	text[2 * n] = '\0';
+}
+
+static int make_header(const struct shape *shape, const struct state *state, void **ret_header, size_t *ret_size,
+		       struct error *err)
+{
+	enum { STREAM, EPOCH, POSITION, EMITTED, SOURCE_EPOCH, SOURCE_ORIGIN, WINDOW, N_TEXTS };
+	char texts[N_TEXTS][2 * MESSAGE_STREAM_MAX + 1];
+	struct safetensors_entry *entries;
+	char *names;
+	const struct safetensors_string metadata[] = {
+		{ "format", FORMAT }, { "stream", texts[STREAM] }, { "epoch", texts[EPOCH] }, { "position", texts[POSITION] },
+		{ "emitted", texts[EMITTED] }, { "source_epoch", texts[SOURCE_EPOCH] },
+		{ "source_origin", texts[SOURCE_ORIGIN] }, { "model", state->model }, { "window", texts[WINDOW] },
+		{ "device", state->device }, { "checksum", "00000000000000000000000000000000" },
+	};
+	const uint64_t numbers[N_TEXTS] = {
+		[EPOCH] = state->epoch, [POSITION] = state->position, [EMITTED] = state->emitted,
+		[SOURCE_EPOCH] = state->source_epoch, [SOURCE_ORIGIN] = state->source_origin, [WINDOW] = state->window
+	};
+	int rc;
+
+	for (size_t i = EPOCH; i < N_TEXTS; i++)
+		snprintf(texts[i], sizeof texts[i], "%" PRIu64, numbers[i]);
+	to_hex(state->stream, state->stream_size, texts[STREAM]);
+	rc = list_tensors(shape, state->pending_rows, &entries, &names, err);
+	if (rc)
+		return rc;
+	rc = safetensors_header(entries, 2 * shape->num_layers + 1, metadata, sizeof metadata / sizeof metadata[0], ret_header,
+				ret_size, err);
+	free(entries);
+	free(names);
+	return rc;
+}
+
+/* Where in the header [size] the checksum's digits stand; NULL if nowhere. */
+static const char *find_checksum(const char *header, size_t size)
+{
+	static const char key[] = "\"checksum\"";
+	const char *at = memmem(header, size, key, sizeof key - 1), *end = header + size;
+
+	if (!at)
+		return NULL;
+	for (at += sizeof key - 1; at < end && (*at == ' ' || *at == ':'); at++)
+		;
+	return end - at > CHECKSUM_TEXT + 1 && *at == '"' && at[1 + CHECKSUM_TEXT] == '"' ? at + 1 : NULL;
+}
+
+/* The checksum of header, cache and pending rows, with zeros for the digits at place. */
+static int checksum(const char *header, size_t header_size, const char *place, const void *data, size_t data_size,
+		    const void *more, size_t more_size, char ret_text[HASH_TEXT], struct error *err)
+{
+	static const char zeros[] = "00000000000000000000000000000000";
+	struct hash *hash;
+	int rc = hash_new(&hash, err);
+
+	if (rc)
+		return rc;
+	hash_update(hash, header, (size_t)(place - header));
+	hash_update(hash, zeros, CHECKSUM_TEXT);
+	hash_update(hash, place + CHECKSUM_TEXT, header_size - (size_t)(place - header) - CHECKSUM_TEXT);
+	hash_update(hash, data, data_size);
+	hash_update(hash, more, more_size);
+	hash_text(hash, ret_text);
+	hash_free(hash);
+	return 0;
+}
+
+/* --- writing --- */
+
+static size_t cache_bytes(const struct shape *shape)
+{
+	return shape_cache_floats(shape) * sizeof(float);
+}
+
+static size_t pending_bytes(const struct shape *shape, const struct state *state)
+{
+	return state->pending_rows * shape->hidden_size * sizeof(float);
+}
+
+/* The header with its checksum. */
+static int sealed_header(const struct shape *shape, const struct state *state, char **ret_header, size_t *ret_size,
+			 struct error *err)
+{
+	void *header;
+	size_t size;
+	char text[HASH_TEXT];
+	const char *place;
+	int rc = make_header(shape, state, &header, &size, err);
+
+	if (rc)
+		return rc;
+	place = find_checksum(header, size);
+	if (place)
+		rc = checksum(header, size, place, state->cache, cache_bytes(shape), state->pending, pending_bytes(shape, state),
+			      text, err);
+	else
+		rc = error_set(err, ERR_FORMAT, "a state's header has no place for its checksum");
+	if (rc) {
+		free(header);
+		return rc;
+	}
+	memcpy((char *)header + (place - (char *)header), text, CHECKSUM_TEXT);
+	*ret_header = header;
+	*ret_size = size;
+	return 0;
+}
+
+static int write_all(int fd, const void *data, size_t size)
+{
+	const char *at = data;
+
+	while (size) {
+		ssize_t n = write(fd, at, size < WRITE_BYTES ? size : WRITE_BYTES);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return -1;
+		at += n;
+		size -= (size_t)n;
+	}
+	return 0;
+}
+
+int statefile_write(int folder, const char *name, const struct shape *shape, const struct state *state,
+		    struct error *err)
+{
+	char part[256];
+	char *header;
+	size_t size;
+	int fd, rc = sealed_header(shape, state, &header, &size, err);
+
+	if (rc)
+		return rc;
+	snprintf(part, sizeof part, "%.200s.part", name);
+	fd = openat(folder, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0) {
+		rc = error_system(err, "%s", part);
+		goto out;
+	}
+	if (write_all(fd, header, size) || write_all(fd, state->cache, cache_bytes(shape)) ||
+	    write_all(fd, state->pending, pending_bytes(shape, state)) || fdatasync(fd))
+		rc = error_system(err, "%s", part);
+	if (close(fd) && !rc)
+		rc = error_system(err, "%s", part);
+	if (!rc && renameat(folder, part, folder, name))
+		rc = error_system(err, "%s: rename", part);
+	if (!rc && fsync(folder)) {
+		rc = error_system(err, "%s: fsync of the folder", name);
+		unlinkat(folder, name, 0);
+	}
+	if (rc)
+		unlinkat(folder, part, 0);
+out:
+	free(header);
+	return rc;
+}
+
+int statefile_encode(const struct shape *shape, const struct state *state, void **ret_bytes, size_t *ret_size,
+		     struct error *err)
+{
+	char *header, *bytes;
+	size_t size;
+	int rc = sealed_header(shape, state, &header, &size, err);
+
+	if (rc)
+		return rc;
+	bytes = realloc(header, size + cache_bytes(shape) + pending_bytes(shape, state));
+	if (!bytes) {
+		free(header);
+		return error_memory(err, "a state's bytes");
+	}
+	memcpy(bytes + size, state->cache, cache_bytes(shape));
+	memcpy(bytes + size + cache_bytes(shape), state->pending, pending_bytes(shape, state));
+	*ret_bytes = bytes;
+	*ret_size = size + cache_bytes(shape) + pending_bytes(shape, state);
+	return 0;
+}
+
+/* --- reading --- */
+
+static int read_number(const struct safetensors *file, const char *name, const char *key, bool optional, uint64_t *value,
+		       struct error *err)
+{
+	const char *text = safetensors_metadata(file, key);
+	char *end;
+
+	if (!text && optional)
+		return 0;
+	errno = 0;
+	*value = text ? strtoull(text, &end, 10) : 0;
+	if (!text || *text < '0' || *text > '9' || *end || errno)
+		return error_set(err, ERR_FORMAT, "%s: metadata %s: expected a number", name, key);
+	return 0;
+}
+
+static int read_stream(const struct safetensors *file, const char *name, struct state *state, struct error *err)
+{
+	const char *hex = safetensors_metadata(file, "stream");
+	size_t length = hex ? strlen(hex) : 0;
+
+	if (length % 2 || length < 2 || length > 2 * MESSAGE_STREAM_MAX || strspn(hex, "0123456789abcdefABCDEF") != length)
+		return error_set(err, ERR_FORMAT, "%s: metadata stream: expected a stream id in hex", name);
+	state->stream_size = length / 2;
+	for (size_t i = 0; i < state->stream_size; i++) {
+		unsigned byte;
+
+		sscanf(hex + 2 * i, "%2x", &byte);
+		state->stream[i] = (unsigned char)byte;
+	}
+	return 0;
+}
+
+/* What it is a state of, and whether that is what we have. */
+static int read_metadata(const struct safetensors *file, const char *name, const char *fingerprint, size_t window,
+			 struct state *state, struct error *err)
+{
+	const char *format = safetensors_metadata(file, "format"), *model = safetensors_metadata(file, "model");
+	const char *device = safetensors_metadata(file, "device");
+
+	if (!format || strcmp(format, FORMAT))
+		return error_set(err, ERR_UNSUPPORTED, "%s: format %s, expected " FORMAT, name, format ? format : "missing");
+	if (!model || strcmp(model, fingerprint))
+		return error_set(err, ERR_UNSUPPORTED, "%s: of model %s, the model here is %s", name, model ? model : "unknown",
+				 fingerprint);
+	state->source_origin = 0;
+	if (read_stream(file, name, state, err) || read_number(file, name, "epoch", false, &state->epoch, err) ||
+	    read_number(file, name, "position", false, &state->position, err) ||
+	    read_number(file, name, "emitted", false, &state->emitted, err) ||
+	    read_number(file, name, "window", false, &state->window, err))
+		return err->code;
+	state->source_epoch = state->epoch;
+	if (read_number(file, name, "source_epoch", true, &state->source_epoch, err) ||
+	    read_number(file, name, "source_origin", true, &state->source_origin, err))
+		return err->code;
+	if (state->window != window)
+		return error_set(err, ERR_UNSUPPORTED, "%s: of window %" PRIu64 ", the window here is %zu", name, state->window,
+				 window);
+	snprintf(state->model, sizeof state->model, "%s", model);
+	snprintf(state->device, sizeof state->device, "%s", device ? device : "unknown");
+	return 0;
+}
+
+/* Copy one tensor; its shape must be that of the entry (of pending: any number of rows below a window). */
+static int read_tensor(const struct safetensors *file, const char *name, const struct safetensors_entry *entry, float *dst,
+		       struct error *err)
+{
+	const struct safetensor *tensor = safetensors_find(file, entry->name);
+
+	if (!tensor)
+		return error_set(err, ERR_FORMAT, "%s: tensor %s is missing", name, entry->name);
+	if (!tensor->has_dtype || tensor->dtype != entry->dtype || tensor->rank != entry->rank ||
+	    memcmp(tensor->shape, entry->shape, entry->rank * sizeof entry->shape[0]))
+		return error_set(err, ERR_UNSUPPORTED, "%s: tensor %s: of another type or shape than the model's", name,
+				 entry->name);
+	memcpy(dst, tensor->data, tensor->size);
+	return 0;
+}
+
+static int read_tensors(const struct safetensors *file, const char *name, const struct shape *shape, size_t window,
+			struct state *state, struct error *err)
+{
+	const struct safetensor *pending = safetensors_find(file, "pending");
+	struct safetensors_entry *entries;
+	char *names;
+	float *dst = state->cache;
+	int rc;
+
+	if (pending && pending->rank == 2 && pending->shape[0] >= window)
+		return error_set(err, ERR_FORMAT, "%s: %zu pending rows, expected fewer than a window", name, pending->shape[0]);
+	state->pending_rows = pending && pending->rank == 2 ? pending->shape[0] : 0;
+	rc = list_tensors(shape, state->pending_rows, &entries, &names, err);
+	if (rc)
+		return rc;
+	for (size_t i = 0; !rc && i < 2 * shape->num_layers; i++) {
+		rc = read_tensor(file, name, &entries[i], dst, err);
+		dst += i % 2 ? shape_ssm_state_floats(shape) : shape_conv_state_floats(shape);
+	}
+	if (!rc)
+		rc = read_tensor(file, name, &entries[2 * shape->num_layers], state->pending, err);
+	free(entries);
+	free(names);
+	return rc;
+}
+
+static int verify(const struct safetensors *file, const char *name, struct error *err)
+{
+	size_t size;
+	const char *bytes = safetensors_bytes(file, &size);
+	const char *expected = safetensors_metadata(file, "checksum");
+	uint64_t header_size;
+	const char *place;
+	char text[HASH_TEXT];
+	int rc;
+
+	memcpy(&header_size, bytes, sizeof header_size);
+	header_size += sizeof header_size;
+	place = find_checksum(bytes, header_size);
+	if (!expected || !place)
+		return error_set(err, ERR_FORMAT, "%s: no checksum", name);
+	rc = checksum(bytes, header_size, place, bytes + header_size, size - header_size, NULL, 0, text, err);
+	if (!rc && strcmp(text, expected))
+		return error_set(err, ERR_FORMAT, "%s: damaged: checksum %s, expected %s", name, text, expected);
+	return rc;
+}
+
+int statefile_decode(const void *bytes, size_t size, const char *name, const struct shape *shape,
+		     const char *fingerprint, size_t window, struct state *state, struct error *err)
+{
+	struct safetensors *file;
+	int rc = safetensors_parse(bytes, size, name, &file, err);
+
+	if (rc)
+		return rc;
+	rc = verify(file, name, err);
+	if (!rc)
+		rc = read_metadata(file, name, fingerprint, window, state, err);
+	if (!rc)
+		rc = read_tensors(file, name, shape, window, state, err);
+	safetensors_close(file);
+	return rc;
+}
+
+/* The whole file in memory; free *ret_bytes with free. */
+static int read_file(int fd, const char *name, char **ret_bytes, size_t *ret_size, struct error *err)
+{
+	struct stat status;
+	size_t size, done = 0;
+	char *bytes;
+
+	if (fstat(fd, &status))
+		return error_system(err, "%s", name);
+	size = (size_t)status.st_size;
+	bytes = malloc(size ? size : 1);
+	if (!bytes)
+		return error_memory(err, "a state's bytes");
+	while (done < size) {
+		ssize_t n = read(fd, bytes + done, size - done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0) {
+			free(bytes);
+			return n ? error_system(err, "%s", name) : error_set(err, ERR_FORMAT, "%s: damaged: truncated", name);
+		}
+		done += (size_t)n;
+	}
+	*ret_bytes = bytes;
+	*ret_size = size;
+	return 0;
+}
+
+int statefile_read(int folder, const char *name, const struct shape *shape, const char *fingerprint, size_t window,
+		   struct state *state, struct error *err)
+{
+	int rc, fd = openat(folder, name, O_RDONLY | O_CLOEXEC);
+	char *bytes = NULL;
+	size_t size = 0;
+
+	if (fd < 0)
+		return error_system(err, "%s", name);
+	rc = read_file(fd, name, &bytes, &size, err);
+	close(fd);
+	if (rc)
+		return rc;
+	rc = statefile_decode(bytes, size, name, shape, fingerprint, window, state, err);
+	free(bytes);
+	return rc;
+}

@@ -1,0 +1,227 @@
+/*
+ * What is remembered of streams on disk, and the slots in which states travel: see states.h.
+ */
+#include "daemon/states.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/server.h"
+
+/* --- the table --- */
+
+/* Called by the store for each stream in the folder. */
+static int remember(void *arg, const char *key, const struct generations *generations, bool closed, struct error *err)
+{
+	struct server *server = arg;
+	struct saved *saved = calloc(1, sizeof *saved);
+
+	if (!saved)
+		return error_memory(err, "streams on disk");
+	memcpy(saved->key, key, sizeof saved->key);
+	saved->entry.key = saved->key;
+	saved->entry.key_size = HASH_TEXT - 1;
+	saved->generations = *generations;
+	saved->last_number = generations->n ? generations->item[generations->n - 1].number : 0;
+	saved->closed = closed;
+	table_insert(&server->saved, &saved->entry);
+	return 0;
+}
+
+int states_open(struct server *server, struct error *err)
+{
+	const struct config *config = server->config;
+	int rc;
+
+	if (!config->state.dir[0])
+		return 0;
+	for (size_t i = 0; i < STATE_SLOTS; i++) {
+		rc = state_new(&server->model->shape, config->window, &server->slots[i].state, err);
+		if (rc)
+			return rc;
+	}
+	rc = store_open(config->state.dir, server->model, config->window, remember, server, &server->store, err);
+	if (!rc)
+		log_info("states in %s: %zu streams", config->state.dir, server->saved.n);
+	return rc;
+}
+
+static void free_saved(struct server *server, struct saved *saved)
+{
+	table_remove(&server->saved, &saved->entry);
+	free(saved->damage);
+	free(saved->feeder);
+	free(saved);
+}
+
+void states_close(struct server *server)
+{
+	struct table_entry *entry;
+	struct store_job *job;
+
+	if (server->store) {
+		while ((job = store_collect(server->store)))
+			if (!job->owner)
+				free(job);
+		store_close(server->store);
+	}
+	for (size_t i = 0; i < STATE_SLOTS; i++)
+		state_free(server->slots[i].state);
+	while (server->saved.slot && (entry = table_next(&server->saved, NULL)))
+		free_saved(server, list_entry(entry, struct saved, entry));
+}
+
+struct saved *states_find(struct server *server, const char key[HASH_TEXT])
+{
+	struct table_entry *entry = server->store ? table_find(&server->saved, key, HASH_TEXT - 1) : NULL;
+
+	return entry ? list_entry(entry, struct saved, entry) : NULL;
+}
+
+struct saved *states_get(struct server *server, const char key[HASH_TEXT])
+{
+	struct saved *saved = states_find(server, key);
+	struct generations none = { .n = 0 };
+
+	if (saved)
+		return saved;
+	return remember(server, key, &none, false, NULL) ? NULL : states_find(server, key);
+}
+
+/* --- small tasks that need no slot --- */
+
+static void submit_task(struct server *server, enum store_task kind, const struct saved *saved)
+{
+	struct store_job *task = calloc(1, sizeof *task);
+
+	if (!task) {
+		log_error("out of memory: a closed stream's states stay on disk");
+		return;
+	}
+	task->task = kind;
+	memcpy(task->key, saved->key, sizeof task->key);
+	task->generations = saved->generations;
+	store_submit(server->store, task);
+}
+
+void states_forget(struct server *server, struct saved *saved)
+{
+	if (saved->slot) { /* it is being saved: the file will be there by the time it is removed */
+		generations_add(&saved->generations, &saved->slot->generation);
+		saved->slot->saved = NULL;
+	}
+	submit_task(server, STORE_REMOVE, saved);
+	free_saved(server, saved);
+}
+
+void states_closed(struct server *server, struct stream *stream)
+{
+	struct saved *saved = states_find(server, stream->key);
+
+	if (!saved)
+		return;
+	if (!stream->reply || stream->got >= stream->next) {
+		states_forget(server, saved);
+		return;
+	}
+	saved->closed = true;
+	saved->got = stream->got;
+	submit_task(server, STORE_CLOSE, saved);
+}
+
+uint64_t states_durable(struct server *server, struct stream *stream)
+{
+	const struct saved *saved = states_find(server, stream->key);
+
+	return saved ? generations_durable(&saved->generations, stream->epoch, stream->reply, stream->got) : 0;
+}
+
+/* --- slots --- */
+
+void states_collect(struct server *server)
+{
+	struct store_job *task;
+
+	while ((task = store_collect(server->store))) {
+		struct slot *slot = task->owner;
+
+		if (!slot) {
+			if (task->error.code)
+				log_error("state: %s", task->error.text);
+			free(task);
+		} else if (slot->use == SLOT_SAVING) {
+			saving_written(server, slot);
+		} else {
+			resuming_read(server, slot);
+		}
+	}
+}
+
+void states_copied(struct server *server, struct job *job)
+{
+	struct slot *slot = list_entry(job, struct slot, job);
+
+	if (slot->use == SLOT_SAVING)
+		saving_copied(server, slot);
+	else
+		resuming_copied(server, slot);
+}
+
+struct slot *states_slot(struct server *server)
+{
+	for (size_t i = 0; i < STATE_SLOTS && server->store; i++)
+		if (server->slots[i].use == SLOT_FREE)
+			return &server->slots[i];
+	return NULL;
+}
+
+/* --- messages that wait --- */
+
+bool held_add(struct server *server, struct held_list *list, const struct endpoint_message *message, bool router)
+{
+	struct held *held;
+	size_t bytes = 0;
+
+	for (size_t i = 0; i < message->n_frames; i++)
+		bytes += message->frame[i].size;
+	if (server->held_bytes + bytes > 4 * server->config->limits.message_bytes)
+		return false;
+	held = malloc(sizeof *held + bytes);
+	if (!held)
+		return false;
+	*held = (struct held){ .router = router, .n_frames = message->n_frames };
+	for (size_t i = 0, at = 0; i < message->n_frames; at += message->frame[i++].size) {
+		held->size[i] = message->frame[i].size;
+		memcpy(held->bytes + at, message->frame[i].data, message->frame[i].size);
+	}
+	if (list->last)
+		list->last->next = held;
+	else
+		list->first = held;
+	list->last = held;
+	server->held_bytes += bytes;
+	return true;
+}
+
+struct held *held_pop(struct server *server, struct held_list *list)
+{
+	struct held *held = list->first;
+
+	if (!held)
+		return NULL;
+	list->first = held->next;
+	if (!list->first)
+		list->last = NULL;
+	for (size_t i = 0; i < held->n_frames; i++)
+		server->held_bytes -= held->size[i];
+	return held;
+}
+
+void held_message(const struct held *held, struct endpoint_message *ret_message)
+{
+	*ret_message = (struct endpoint_message){ .n_frames = held->n_frames };
+	for (size_t i = 0, at = 0; i < held->n_frames; at += held->size[i++]) {
+		ret_message->frame[i].data = held->bytes + at;
+		ret_message->frame[i].size = held->size[i];
+	}
+}

@@ -1,0 +1,141 @@
+/*
+ * Streams outlive memory and process: saving, evicting, resuming.  The loop's side of the store.
+ *
+ * A slot is a state on its way between a cache and a file: device to slot to file when saving, file to slot to device
+ * when resuming.  There are few, so memory stays bounded and a burst of either waits its turn.
+ */
+#ifndef DAEMON_STATES_H
+#define DAEMON_STATES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/generations.h"
+#include "daemon/list.h"
+#include "daemon/statefile.h"
+#include "daemon/store.h"
+#include "daemon/table.h"
+#include "daemon/worker.h"
+#include "protocol/endpoint.h"
+
+struct server;
+struct stream;
+
+#define STATE_SLOTS 3
+
+/* What is remembered of a stream id that has states on disk. */
+struct saved {
+	struct table_entry entry;
+	char key[HASH_TEXT];
+	struct generations generations;
+	uint64_t last_number;   /* of the newest generation ever */
+	struct slot *slot;      /* that is saving the stream just now */
+	bool closed;            /* resumed only for a peer that still lacks hidden states */
+	char *damage;           /* why it cannot be resumed; NULL: it can */
+	/* Of a stream that left memory in this run: */
+	bool reply;
+	uint64_t epoch, got, published;
+	unsigned char *feeder;  /* [feeder_size], identity */
+	size_t feeder_size;
+};
+
+struct slot {
+	enum { SLOT_FREE, SLOT_SAVING, SLOT_RESUMING } use;
+	struct state *state;
+	struct stream *stream;  /* NULL: it went away meanwhile */
+	struct saved *saved;    /* SLOT_SAVING; NULL: forgotten meanwhile */
+	struct generation generation; /* SLOT_SAVING: what will be on disk */
+	bool evict;             /* SLOT_SAVING: let go of the stream afterwards */
+	struct job job;
+	struct store_job task;
+};
+
+/* Messages that wait for a stream to come back or for room in memory, in order of arrival. */
+struct held {
+	struct held *next;
+	bool router;
+	size_t n_frames;
+	size_t size[ENDPOINT_FRAMES_MAX];
+	unsigned char bytes[];
+};
+
+struct held_list {
+	struct held *first, *last;
+};
+
+/* Counters since the start. */
+struct state_stats {
+	uint64_t saved, saved_bytes, save_ns, errors, resumed, evicted, damaged;
+	bool failing;      /* the last write failed, */
+	char why[256];     /* because of this */
+};
+
+/* --- states.c: the table of what is on disk --- */
+
+/* Open state.dir, if one is configured; learn what is in it.  Errors name the folder. */
+int states_open(struct server *server, struct error *err);
+void states_close(struct server *server);
+
+/* What is remembered of a stream id with this key; NULL if nothing, or if states are not kept. */
+struct saved *states_find(struct server *server, const char key[HASH_TEXT]);
+struct saved *states_get(struct server *server, const char key[HASH_TEXT]); /* found or made; NULL: no memory */
+
+/* Remove a stream's states from disk and forget it. */
+void states_forget(struct server *server, struct saved *saved);
+
+/* The life ended by a close: forget its states, or keep them while its peer may still lack hidden states. */
+void states_closed(struct server *server, struct stream *stream);
+
+/* The position before which rows of the stream never have to be sent again. */
+uint64_t states_durable(struct server *server, struct stream *stream);
+
+/* Collect what the store has finished, and go on with it. */
+void states_collect(struct server *server);
+
+struct slot *states_slot(struct server *server); /* a free one; NULL: none */
+
+/* A copy that the worker did for a slot is over. */
+void states_copied(struct server *server, struct job *job);
+
+/* --- saving.c: memory to disk --- */
+
+/* The stream has taken rows or emitted hidden states since it was saved. */
+void saving_note(struct server *server, struct stream *stream);
+
+/* Start saving what is due.  Returns when it should be called again: monotonic milliseconds. */
+int64_t saving_start(struct server *server);
+
+void saving_copied(struct server *server, struct slot *slot);
+void saving_written(struct server *server, struct slot *slot);
+
+/* Let go of an idle stream, now or once it is saved.  false: neither is possible just now. */
+bool saving_evict(struct server *server, struct stream *stream);
+
+/* When the daemon stops: is everything saved that can be? */
+bool saving_finished(struct server *server);
+
+enum room { ROOM_YES, ROOM_SOON, ROOM_NONE };
+
+/* Is there room in memory for one more stream?  If not, begin to make some. */
+enum room saving_make_room(struct server *server);
+
+/* --- resuming.c: disk to memory --- */
+
+/*
+ * Bring a stream back: stream (STREAM_LOADING, in place) becomes live once it is loaded.  rewinding: to a state of its
+ * epoch in which no hidden state from `from` on counts as emitted.
+ */
+void resuming_start(struct server *server, struct stream *stream, struct saved *saved, bool rewinding, uint64_t from);
+void resuming_read(struct server *server, struct slot *slot);
+void resuming_copied(struct server *server, struct slot *slot);
+
+/* Streams that wait for a slot. */
+void resuming_go_on(struct server *server);
+
+/* Keep a copy of a message for later.  false: too much is held already. */
+bool held_add(struct server *server, struct held_list *list, const struct endpoint_message *message, bool router);
+struct held *held_pop(struct server *server, struct held_list *list); /* free with free */
+void held_message(const struct held *held, struct endpoint_message *ret_message);
+
+#endif

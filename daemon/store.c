@@ -1,0 +1,398 @@
+/* The store's thread and its folder: see store.h. */
+#include "daemon/store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define KEY_CHARS (HASH_TEXT - 1)
+#define NUMBER_CHARS 16
+#define STATE_SUFFIX ".safetensors"
+#define CLOSED_SUFFIX ".closed"
+#define FILE_NAME 80
+
+struct store {
+	const struct model *model;
+	size_t window;
+	int folder, lock_fd, fd;
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	struct store_job *handed, **last_handed, *done, **last_done;
+	bool stop;
+};
+
+void store_key(const void *id, size_t size, char ret_key[HASH_TEXT])
+{
+	struct hash *hash;
+
+	if (hash_new(&hash, NULL))
+		abort(); /* a few hundred bytes */
+	hash_update(hash, id, size);
+	hash_text(hash, ret_key);
+	hash_free(hash);
+}
+
+static void state_name(const char *key, uint64_t number, char name[FILE_NAME])
+{
+	snprintf(name, FILE_NAME, "%s-%016" PRIx64 STATE_SUFFIX, key, number);
+}
+
+/* --- the tasks --- */
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int remove_generation(struct store *store, const char *key, uint64_t number, struct error *err)
+{
+	char name[FILE_NAME];
+
+	state_name(key, number, name);
+	return unlinkat(store->folder, name, 0) && errno != ENOENT ? error_system(err, "%s: remove", name) : 0;
+}
+
+static int remove_mark(struct store *store, const char *key, struct error *err)
+{
+	char name[FILE_NAME];
+
+	snprintf(name, sizeof name, "%s" CLOSED_SUFFIX, key);
+	return unlinkat(store->folder, name, 0) && errno != ENOENT ? error_system(err, "%s: remove", name) : 0;
+}
+
+static void task_write(struct store *store, struct store_job *job)
+{
+	char name[FILE_NAME];
+	uint64_t start = now_ns();
+
+	state_name(job->key, job->number, name);
+	if (statefile_write(store->folder, name, &store->model->shape, job->state, &job->error))
+		return;
+	for (size_t i = 0; i < job->generations.n; i++)
+		if (job->doomed[i])
+			remove_generation(store, job->key, job->generations.item[i].number, NULL); /* harmless if it stays */
+	remove_mark(store, job->key, NULL); /* a stream that is saved is not closed */
+	job->bytes = (shape_cache_floats(&store->model->shape) + job->state->pending_rows * store->model->shape.hidden_size) *
+		     sizeof(float);
+	job->ns = now_ns() - start;
+}
+
+/* Read one generation into the job's state and note what it says. */
+static int read_generation(struct store *store, struct store_job *job, struct generation *generation, struct error *err)
+{
+	char name[FILE_NAME];
+	int rc;
+
+	state_name(job->key, generation->number, name);
+	rc = statefile_read(store->folder, name, &store->model->shape, store->model->fingerprint, store->window, job->state, err);
+	if (rc)
+		return rc;
+	generation->known = true;
+	generation->epoch = job->state->epoch;
+	generation->reach = job->state->position + job->state->pending_rows;
+	generation->emitted = job->state->emitted;
+	return 0;
+}
+
+/* Put the files of damaged generations aside, where nobody takes them for states any more. */
+static void put_aside(struct store *store, const struct store_job *job)
+{
+	char name[FILE_NAME], aside[FILE_NAME + 8];
+
+	for (size_t i = 0; i < job->generations.n; i++) {
+		if (!job->damaged[i])
+			continue;
+		state_name(job->key, job->generations.item[i].number, name);
+		snprintf(aside, sizeof aside, "%s.damaged", name);
+		renameat(store->folder, name, store->folder, aside);
+	}
+}
+
+static void task_read(struct store *store, struct store_job *job)
+{
+	bool sound = false;
+
+	for (size_t i = job->generations.n; i-- > 0 && !job->found;) {
+		struct generation *generation = &job->generations.item[i];
+
+		if (read_generation(store, job, generation, &job->damage)) {
+			if (job->damage.code == ERR_UNSUPPORTED)
+				break; /* sound, but not ours: an older one would be no better */
+			job->damaged[i] = true;
+			continue;
+		}
+		if (job->rewinding && !sound && generation->epoch != job->epoch)
+			job->rewinding = false; /* the message is of another epoch: where to go on is for the loop to say */
+		sound = true;
+		job->found = !job->rewinding || generation_suits(generation, job->epoch, job->from);
+	}
+	if (sound)
+		put_aside(store, job);
+	else
+		job->error = job->damage;
+}
+
+static void task_remove(struct store *store, struct store_job *job)
+{
+	for (size_t i = 0; i < job->generations.n; i++)
+		if (remove_generation(store, job->key, job->generations.item[i].number, &job->error))
+			return;
+	remove_mark(store, job->key, &job->error);
+}
+
+static void task_close(struct store *store, struct store_job *job)
+{
+	char name[FILE_NAME];
+	int fd;
+
+	snprintf(name, sizeof name, "%s" CLOSED_SUFFIX, job->key);
+	fd = openat(store->folder, name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (fd < 0 || close(fd) || fsync(store->folder))
+		error_system(&job->error, "%s", name);
+}
+
+static void *store_run(void *arg)
+{
+	static void (*const tasks[])(struct store *store, struct store_job *job) = {
+		[STORE_WRITE] = task_write, [STORE_READ] = task_read, [STORE_REMOVE] = task_remove, [STORE_CLOSE] = task_close
+	};
+	struct store *store = arg;
+	uint64_t one = 1;
+
+	pthread_mutex_lock(&store->lock);
+	for (;;) {
+		struct store_job *job;
+
+		while (!store->handed && !store->stop)
+			pthread_cond_wait(&store->changed, &store->lock);
+		job = store->handed;
+		if (!job)
+			break;
+		store->handed = job->next;
+		if (!store->handed)
+			store->last_handed = &store->handed;
+		pthread_mutex_unlock(&store->lock);
+		tasks[job->task](store, job);
+		pthread_mutex_lock(&store->lock);
+		job->next = NULL;
+		*store->last_done = job;
+		store->last_done = &job->next;
+		while (write(store->fd, &one, sizeof one) < 0 && errno == EINTR)
+			;
+	}
+	pthread_mutex_unlock(&store->lock);
+	return NULL;
+}
+
+/* --- the folder --- */
+
+/* One file of the folder: of which stream, and which generation or the mark of a closed one. */
+struct found {
+	char key[HASH_TEXT];
+	bool closed;
+	uint64_t number;
+};
+
+static bool parse_name(const char *name, struct found *found)
+{
+	char *end;
+
+	if (strlen(name) <= KEY_CHARS || strspn(name, "0123456789abcdef") < KEY_CHARS)
+		return false;
+	*found = (struct found){ .closed = !strcmp(name + KEY_CHARS, CLOSED_SUFFIX) };
+	memcpy(found->key, name, KEY_CHARS);
+	if (found->closed)
+		return true;
+	if (name[KEY_CHARS] != '-')
+		return false;
+	found->number = strtoull(name + KEY_CHARS + 1, &end, 16);
+	return end == name + KEY_CHARS + 1 + NUMBER_CHARS && !strcmp(end, STATE_SUFFIX);
+}
+
+static int compare_found(const void *a, const void *b)
+{
+	const struct found *x = a, *y = b;
+	int order = strcmp(x->key, y->key);
+
+	return order ? order : (x->number > y->number) - (x->number < y->number);
+}
+
+static int list_folder(int folder, struct found **ret_files, size_t *ret_n, struct error *err)
+{
+	int fd = dup(folder);
+	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+	struct found *files = NULL;
+	size_t n = 0, capacity = 0;
+	struct dirent *entry;
+
+	if (!dir) {
+		if (fd >= 0)
+			close(fd);
+		return error_system(err, "state folder");
+	}
+	while ((entry = readdir(dir))) {
+		size_t length = strlen(entry->d_name);
+
+		if (length > 5 && !strcmp(entry->d_name + length - 5, ".part"))
+			unlinkat(folder, entry->d_name, 0);
+		if (n == capacity) {
+			struct found *grown = realloc(files, (capacity = capacity ? 2 * capacity : 1024) * sizeof *grown);
+
+			if (!grown) {
+				free(files);
+				closedir(dir);
+				return error_memory(err, "list of state files");
+			}
+			files = grown;
+		}
+		n += parse_name(entry->d_name, &files[n]);
+	}
+	closedir(dir);
+	if (n)
+		qsort(files, n, sizeof *files, compare_found);
+	*ret_files = files;
+	*ret_n = n;
+	return 0;
+}
+
+/* Tell found of each stream once, with its generations. */
+static int report(const struct found *files, size_t n, store_found *found, void *arg, struct error *err)
+{
+	for (size_t i = 0; i < n;) {
+		struct generations generations = { .n = 0 };
+		const char *key = files[i].key;
+		bool closed = false;
+		int rc;
+
+		for (; i < n && !strcmp(files[i].key, key); i++) {
+			closed |= files[i].closed;
+			if (!files[i].closed)
+				generations_add(&generations, &(struct generation){ .number = files[i].number });
+		}
+		rc = found(arg, key, &generations, closed, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static int open_folder(struct store *store, const char *folder, struct error *err)
+{
+	if (mkdir(folder, 0700) && errno != EEXIST)
+		return error_system(err, "state.dir: %s: cannot be made", folder);
+	store->folder = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (store->folder < 0)
+		return error_system(err, "state.dir: %s", folder);
+	store->lock_fd = openat(store->folder, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (store->lock_fd < 0)
+		return error_system(err, "state.dir: %s/lock", folder);
+	if (flock(store->lock_fd, LOCK_EX | LOCK_NB))
+		return errno == EWOULDBLOCK ? error_set(err, ERR_SYSTEM, "state.dir: %s: another daemon has it", folder) :
+		       error_system(err, "state.dir: %s/lock", folder);
+	return 0;
+}
+
+static void free_store(struct store *store)
+{
+	if (store->fd >= 0)
+		close(store->fd);
+	if (store->lock_fd >= 0)
+		close(store->lock_fd);
+	if (store->folder >= 0)
+		close(store->folder);
+	pthread_cond_destroy(&store->changed);
+	pthread_mutex_destroy(&store->lock);
+	free(store);
+}
+
+int store_open(const char *folder, const struct model *model, size_t window, store_found *found, void *arg,
+	       struct store **ret_store, struct error *err)
+{
+	struct store *store = calloc(1, sizeof *store);
+	struct found *files = NULL;
+	size_t n = 0;
+	int rc;
+
+	if (!store)
+		return error_memory(err, "store");
+	*store = (struct store){ .model = model, .window = window, .folder = -1, .lock_fd = -1, .fd = -1 };
+	pthread_mutex_init(&store->lock, NULL);
+	pthread_cond_init(&store->changed, NULL);
+	store->last_handed = &store->handed;
+	store->last_done = &store->done;
+	if ((rc = open_folder(store, folder, err)) || (rc = list_folder(store->folder, &files, &n, err)) ||
+	    (rc = report(files, n, found, arg, err)))
+		goto fail;
+	store->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	errno = store->fd < 0 ? errno : pthread_create(&store->thread, NULL, store_run, store);
+	if (store->fd < 0 || errno) {
+		rc = error_system(err, "store");
+		goto fail;
+	}
+	free(files);
+	*ret_store = store;
+	return 0;
+fail:
+	free(files);
+	free_store(store);
+	return rc;
+}
+
+void store_close(struct store *store)
+{
+	if (!store)
+		return;
+	pthread_mutex_lock(&store->lock);
+	store->stop = true;
+	pthread_cond_signal(&store->changed);
+	pthread_mutex_unlock(&store->lock);
+	pthread_join(store->thread, NULL);
+	free_store(store);
+}
+
+void store_submit(struct store *store, struct store_job *job)
+{
+	pthread_mutex_lock(&store->lock);
+	job->next = NULL;
+	*store->last_handed = job;
+	store->last_handed = &job->next;
+	pthread_cond_signal(&store->changed);
+	pthread_mutex_unlock(&store->lock);
+}
+
+int store_fd(const struct store *store)
+{
+	return store->fd;
+}
+
+struct store_job *store_collect(struct store *store)
+{
+	struct store_job *job;
+	uint64_t count;
+
+	pthread_mutex_lock(&store->lock);
+	job = store->done;
+	if (job)
+		store->done = job->next;
+	if (!store->done) {
+		store->last_done = &store->done;
+		if (read(store->fd, &count, sizeof count) < 0)
+			count = 0; /* nothing to read: fine */
+	}
+	pthread_mutex_unlock(&store->lock);
+	return job;
+}

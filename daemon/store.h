@@ -1,0 +1,63 @@
+/*
+ * The store: the thread that writes, reads and removes state files, so that the loop never waits for a disk.
+ *
+ * Files are named HASH-NUMBER.safetensors: HASH is that of the stream id (which stands inside), NUMBER, in hex, grows
+ * with each generation.  HASH.closed marks a closed stream whose last hidden states were not confirmed yet.
+ * The loop hands jobs over and collects them when done, in order; while the store has a job, nobody else touches it.
+ */
+#ifndef DAEMON_STORE_H
+#define DAEMON_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/generations.h"
+#include "daemon/statefile.h"
+#include "model/model.h"
+
+enum store_task {
+	STORE_WRITE,  /* state becomes generation `number`; then the doomed ones are removed */
+	STORE_READ,   /* the newest generation that is sound, and suits epoch and from, into state */
+	STORE_REMOVE, /* all generations and the mark of a closed stream */
+	STORE_CLOSE   /* mark the stream closed, keep its generations */
+};
+
+struct store_job {
+	struct store_job *next;
+	enum store_task task;
+	char key[HASH_TEXT];     /* of the stream id: store_key */
+	struct state *state;     /* the caller's; STORE_WRITE, STORE_READ */
+	uint64_t number;         /* STORE_WRITE */
+	struct generations generations; /* those there are; STORE_READ fills in what it learned of them */
+	bool doomed[GENERATIONS_MAX];   /* STORE_WRITE: to be removed when the new one is written */
+	bool rewinding;          /* STORE_READ: only a state of `epoch` with emitted <= from will do, */
+	uint64_t epoch, from;
+	bool found;              /* STORE_READ: state is filled in; else, rewinding, none suits: start from position 0 */
+	bool damaged[GENERATIONS_MAX]; /* STORE_READ: those that were passed over, and why the last one was: */
+	struct error damage;
+	struct error error;      /* code 0, or why the task failed */
+	uint64_t bytes, ns;      /* STORE_WRITE */
+	void *owner;             /* the caller's */
+};
+
+struct store;
+
+/* Called by store_open for each stream found; generations are sorted and not known yet. */
+typedef int store_found(void *arg, const char *key, const struct generations *generations, bool closed, struct error *err);
+
+/*
+ * Lock folder (made if missing), list what is in it, and start the thread.  Leftovers of unfinished writes are removed.
+ * ERR_SYSTEM: the folder cannot be used, or another daemon has it.
+ */
+int store_open(const char *folder, const struct model *model, size_t window, store_found *found, void *arg,
+	       struct store **ret_store, struct error *err);
+void store_close(struct store *store); /* finishes what was handed over; NULL is fine */
+
+/* The key of a stream id. */
+void store_key(const void *id, size_t size, char ret_key[HASH_TEXT]);
+
+void store_submit(struct store *store, struct store_job *job);
+int store_fd(const struct store *store);                /* can be read when there is something to collect */
+struct store_job *store_collect(struct store *store);   /* NULL: nothing yet */
+
+#endif
