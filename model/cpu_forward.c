@@ -14,9 +14,11 @@
 
 #include "model/cpu_cache.h"
 #include "model/cpu_memory.h"
+#include "model/cpu_multiply.h"
 
 #define SLICE_ROWS 256 /* enough that the weights are read from memory for nothing, and activations stay in the cache */
 #define ROWS_PER_TASK 8
+#define SPARE_ROWS 8 /* beyond the last row, which tiles of the scan may read */
 #define SKEW 16 /* numbers between rows, so that rows of a tile do not fall on the same cache lines */
 
 /* Where a row of the slice comes from. */
@@ -177,36 +179,10 @@ static void normalise_gated(void *arg, size_t task, size_t thread)
 			  shape->d_inner / groups, r);
 }
 
-/* Panels of a product, cut by rows as well where there are too few for the threads. */
-struct product_phase {
-	const struct cpu_forward *f;
-	size_t blocks, rows_per_block;
-};
-
-static void multiply_panel(void *arg, size_t task, size_t thread)
-{
-	const struct product_phase *phase = arg;
-	const struct cpu_forward *f = phase->f;
-	const size_t first = task % phase->blocks * phase->rows_per_block;
-	const size_t rows = f->n_rows - first < phase->rows_per_block ? f->n_rows - first : phase->rows_per_block;
-
-	(void)thread;
-	if (f->weights->bfloat16)
-		f->kernels->product_bfloat16(&f->product, task / phase->blocks, first, rows);
-	else
-		f->kernels->product_float32(&f->product, task / phase->blocks, first, rows);
-}
-
 /* f->product = operand times weights */
 static void multiply(struct cpu_forward *f)
 {
-	const size_t panels = round_up(f->product.columns, f->kernels->panel) / f->kernels->panel;
-	const size_t wanted = (4 * cpu_threads_count(f->threads) + panels - 1) / panels;
-	struct product_phase phase = { .f = f };
-
-	phase.rows_per_block = round_up((f->n_rows + wanted - 1) / wanted, ROWS_PER_TASK);
-	phase.blocks = (f->n_rows + phase.rows_per_block - 1) / phase.rows_per_block;
-	cpu_threads_run(f->threads, multiply_panel, &phase, panels * phase.blocks);
+	cpu_multiply(f->kernels, f->threads, &f->product, f->weights->bfloat16, f->n_rows);
 }
 
 static void multiply_in(struct cpu_forward *f)
@@ -245,9 +221,10 @@ static void scan_inputs(void *arg, size_t task, size_t thread)
 static void scan_head(void *arg, size_t task, size_t thread)
 {
 	const struct cpu_forward *f = arg;
-	const size_t heads = f->scan.heads;
+	const size_t upcoming = task + cpu_threads_count(f->threads);
+	const bool last = upcoming >= f->n_runs * f->scan.heads;
 
-	f->kernels->scan_head(&f->scan, task / heads, task % heads, f->scratch + thread * f->scratch_floats);
+	f->kernels->scan_head(&f->scan, task, last ? task : upcoming, f->scratch + thread * f->scratch_floats);
 }
 
 static void set_layer(struct cpu_forward *f, size_t index)
@@ -332,6 +309,7 @@ static void set_scan(struct cpu_forward *f)
 	f->scan.taps = shape->conv_kernel;
 	f->scan.dt_min = shape->dt_min;
 	f->scan.dt_max = shape->dt_max;
+	f->scan.pairs = f->weights->bfloat16 && f->kernels->has_bfloat16;
 	f->scan.runs = f->runs;
 	f->scan.chunks = f->chunks;
 	f->scan.in = (struct cpu_matrix){ .data = f->projected, .row_stride = CPU_BLOCK, .block_stride = skewed };
@@ -356,7 +334,9 @@ static int allocate(struct cpu_forward *f, struct error *err)
 	f->projected = cpu_memory_zeroed((rows + 1) * weights->in_columns * sizeof(float));
 	f->gated = cpu_memory_zeroed(rows * weights->inner * sizeof(float));
 	f->scan.b = cpu_memory_zeroed(rows * groups * weights->state_size * sizeof(float));
-	f->scan.c = cpu_memory_zeroed(rows * groups * weights->state_size * sizeof(float));
+	f->scan.c = cpu_memory_zeroed((rows + SPARE_ROWS) * groups * weights->state_size * sizeof(float));
+	f->scan.b_pairs = cpu_memory_zeroed(rows * groups * weights->state_size * sizeof(uint32_t));
+	f->scan.c_pairs = cpu_memory_zeroed((rows + SPARE_ROWS) * groups * weights->state_size * sizeof(uint16_t));
 	f->scan.scores = cpu_memory_zeroed(rows * groups * CPU_CHUNK * sizeof(float));
 	f->scan.dt = cpu_memory_zeroed((rows + 1) * weights->dt_columns * sizeof(float));
 	f->scan.log_decay = cpu_memory_zeroed((rows + 1) * weights->dt_columns * sizeof(float));
@@ -366,7 +346,7 @@ static int allocate(struct cpu_forward *f, struct error *err)
 		f->scratch_floats = weights->hidden;
 	f->scratch = cpu_memory_zeroed(cpu_threads_count(f->threads) * f->scratch_floats * sizeof(float));
 	failed = !f->rows || !f->runs || !f->chunks || !f->residual || !f->operand || !f->projected || !f->gated ||
-		 !f->scan.b || !f->scan.c || !f->scan.scores || !f->scan.dt || !f->scan.log_decay || !f->scratch;
+		 !f->scan.b || !f->scan.c || !f->scan.b_pairs || !f->scan.c_pairs || !f->scan.scores || !f->scan.dt || !f->scan.log_decay || !f->scratch;
 	return failed ? error_memory(err, "activations") : 0;
 }
 
@@ -409,6 +389,8 @@ void cpu_forward_free(struct cpu_forward *f)
 	free(f->gated);
 	free(f->scan.b);
 	free(f->scan.c);
+	free(f->scan.b_pairs);
+	free(f->scan.c_pairs);
 	free(f->scan.scores);
 	free(f->scan.dt);
 	free(f->scan.log_decay);

@@ -48,6 +48,9 @@ int cpu_kernels_find(const char *name, const struct cpu_kernels **ret_kernels, s
 
 size_t cpu_scan_scratch(const struct cpu_scan *scan)
 {
-	return CPU_CHUNK * scan->head_dim + CPU_CHUNK * CPU_CHUNK + 2 * CPU_CHUNK + scan->state_size * CPU_CHUNK +
-	       scan->state_size * scan->head_dim;
+	const size_t chunk = CPU_CHUNK * scan->head_dim + CPU_CHUNK * CPU_CHUNK + 2 * CPU_CHUNK +
+			     scan->state_size * CPU_CHUNK + scan->state_size * scan->head_dim;
+	const size_t pairs = CPU_CHUNK / 2 * scan->head_dim + scan->state_size / 2 * scan->head_dim;
+
+	return chunk + pairs;
 }

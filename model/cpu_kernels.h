@@ -70,12 +70,15 @@ struct cpu_scan {
 	const float *a;         /* [heads, padded]: -exp(A_log) */
 	const float *d;         /* [heads] */
 	float dt_min, dt_max;
+	bool pairs;             /* products with the SSM state have bfloat16 operands */
 	size_t history;         /* where the layer's conv state is in a cache: [blocks of x, B, C; taps - 1; CPU_BLOCK] */
 	size_t state;           /* and its SSM state: [heads, state_size, head_dim] */
 	const struct cpu_run *runs;
 	const struct cpu_chunk *chunks;
 	struct cpu_matrix in;   /* z, x, B, C, dt: columns of the first product; row_stride CPU_BLOCK */
 	float *b, *c;           /* [rows, groups, state_size] after the convolution */
+	uint32_t *b_pairs;      /* of each chunk, from its first row on: [rows / 2, groups, state_size] pairs of rows */
+	uint32_t *c_pairs;      /* [rows, groups, state_size / 2] */
 	float *scores;          /* [rows, groups, CPU_CHUNK]: C of the row times B of each row of its chunk */
 	float *dt, *log_decay;  /* [blocks of heads, rows, CPU_BLOCK]: step; sum of a dt from the chunk's start */
 	size_t dt_stride;       /* from block to block */
@@ -103,8 +106,11 @@ struct cpu_kernels {
 	/* b, c and scores of one chunk and group; with group 0, dt and log_decay of all heads. */
 	void (*scan_inputs)(const struct cpu_scan *scan, size_t chunk, size_t group, float *scratch);
 
-	/* All rows of one run and head: writes out, advances the cache.  scan_inputs of all its chunks came before. */
-	void (*scan_head)(const struct cpu_scan *scan, size_t run, size_t head, float *scratch);
+	/*
+	 * All rows of run task / heads and head task % heads: writes out, advances the cache.  scan_inputs of all its
+	 * chunks came before.  The state of task upcoming, which this thread may come to next, is fetched meanwhile.
+	 */
+	void (*scan_head)(const struct cpu_scan *scan, size_t task, size_t upcoming, float *scratch);
 };
 
 /* Floats of scratch memory that a thread needs for the scan; its contents mean nothing between calls. */

@@ -3,77 +3,32 @@
  * whole of k, so every row is summed in the same order in every batch.  While a panel is in use the next one is
  * fetched into the cache.
  */
-#include "model/cpu_kernels.h"
-#include "model/cpu_vector.h"
+#include "model/cpu_tile.h"
 
-#define PANEL ((size_t)CPU_PANEL_VECTORS * LANES)
+#define PANEL ((size_t)TILE_VECS * LANES)
 
-/* acc[r][v] = bias[v] + sum over k of x[r][k] w[k][v] */
-INLINE void sum_float32(vec acc[TILE_ROWS][CPU_PANEL_VECTORS], const int rows, const struct cpu_product *product, size_t first,
-			size_t panel, const char *next)
+/* out = bias + x W, or out += bias + x W */
+INLINE void multiply_tile(const bool bfloat16, const int rows, const struct cpu_product *product, size_t panel,
+			  size_t first, const char *upcoming)
 {
-	const float *x = (const float *)product->x + first * product->x_stride;
-	const float *w = (const float *)product->weights + panel * product->k * PANEL;
-
-	for (size_t k = 0; k < product->k; k++, w += PANEL) {
-		vec weight[CPU_PANEL_VECTORS];
-
-		__builtin_prefetch(next + k * LANES * 4, 0, 2);
-#pragma GCC unroll 3
-		for (int v = 0; v < CPU_PANEL_VECTORS; v++)
-			weight[v] = vec_load(w + v * LANES);
-#pragma GCC unroll 8
-		for (int r = 0; r < rows; r++) {
-			const vec a = vec_set(x[(size_t)r * product->x_stride + k]);
-
-#pragma GCC unroll 3
-			for (int v = 0; v < CPU_PANEL_VECTORS; v++)
-				acc[r][v] = vec_fma(a, weight[v], acc[r][v]);
-		}
-	}
-}
-
-INLINE void sum_bfloat16(vec acc[TILE_ROWS][CPU_PANEL_VECTORS], const int rows, const struct cpu_product *product, size_t first,
-			 size_t panel, const char *next)
-{
-	const uint16_t *x = (const uint16_t *)product->x + first * product->x_stride;
-	const uint16_t *w = (const uint16_t *)product->weights + panel * product->k * PANEL;
-
-	for (size_t k = 0; k < product->k; k += 2, w += 2 * PANEL) {
-		veci weight[CPU_PANEL_VECTORS];
-
-		__builtin_prefetch(next + k * LANES * 2, 0, 2);
-#pragma GCC unroll 3
-		for (int v = 0; v < CPU_PANEL_VECTORS; v++)
-			weight[v] = veci_load(w + v * 2 * LANES);
-#pragma GCC unroll 8
-		for (int r = 0; r < rows; r++) {
-			const veci a = veci_set_pair(x + (size_t)r * product->x_stride + k);
-
-#pragma GCC unroll 3
-			for (int v = 0; v < CPU_PANEL_VECTORS; v++)
-				acc[r][v] = vec_dot_pairs(a, weight[v], acc[r][v]);
-		}
-	}
-}
-
-INLINE void tile(const bool bfloat16, const int rows, const struct cpu_product *product, size_t first, size_t panel,
-		 const char *next)
-{
-	vec acc[TILE_ROWS][CPU_PANEL_VECTORS];
-	const size_t column = panel * PANEL;
+	const size_t column = panel * PANEL, k = product->k, stride = product->x_stride;
+	tile acc;
 
 #pragma GCC unroll 8
 	for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
-		for (int v = 0; v < CPU_PANEL_VECTORS; v++)
+		for (int v = 0; v < TILE_VECS; v++)
 			acc[r][v] = vec_load(product->bias + column + v * LANES);
 	if (bfloat16)
-		sum_bfloat16(acc, rows, product, first, panel, next);
+		tile_sum_pairs(acc, rows, TILE_VECS, (const uint32_t *)product->x + first * stride / 2, stride / 2, 1,
+			       (const uint32_t *)product->weights + column * k / 2, PANEL, k / 2,
+			       (struct fetch){ upcoming, LANES * sizeof(uint32_t) });
 	else
-		sum_float32(acc, rows, product, first, panel, next);
+		tile_sum(acc, rows, TILE_VECS, (const float *)product->x + first * stride, stride, 1,
+			 (const float *)product->weights + column * k, PANEL, k,
+			 (struct fetch){ upcoming, LANES * sizeof(float) });
 #pragma GCC unroll 3
-	for (int v = 0; v < CPU_PANEL_VECTORS; v++) {
+	for (int v = 0; v < TILE_VECS; v++) {
 		const size_t c = column + (size_t)v * LANES;
 		float *out = product->out.data + c / CPU_BLOCK * product->out.block_stride + c % CPU_BLOCK +
 			     first * product->out.row_stride;
@@ -89,34 +44,35 @@ INLINE void tile(const bool bfloat16, const int rows, const struct cpu_product *
 	}
 }
 
-INLINE void panel_times_rows(const bool bfloat16, const struct cpu_product *product, size_t panel, size_t first,
-			     size_t rows)
+/* Each tile fetches another third of the next panel: whoever comes after the third finds it in the cache. */
+INLINE void multiply_rows(const bool bfloat16, const struct cpu_product *product, size_t panel, size_t first,
+			  size_t rows)
 {
-	const size_t bytes = product->k * PANEL * (bfloat16 ? 2 : 4);
+	const size_t bytes = product->k * PANEL * (bfloat16 ? sizeof(uint16_t) : sizeof(float));
 	const char *next = (const char *)product->weights + (panel + 1) * bytes;
 	const size_t end = first + rows;
 
 	for (size_t i = 0; first + TILE_ROWS <= end; first += TILE_ROWS, i++)
-		tile(bfloat16, TILE_ROWS, product, first, panel, next + i % CPU_PANEL_VECTORS * (bytes / CPU_PANEL_VECTORS));
+		multiply_tile(bfloat16, TILE_ROWS, product, panel, first, next + i % TILE_VECS * (bytes / TILE_VECS));
 	switch (end - first) {
 #if TILE_ROWS > 4
-	case 7: tile(bfloat16, 7, product, first, panel, next); break;
-	case 6: tile(bfloat16, 6, product, first, panel, next); break;
-	case 5: tile(bfloat16, 5, product, first, panel, next); break;
-	case 4: tile(bfloat16, 4, product, first, panel, next); break;
+	case 7: multiply_tile(bfloat16, 7, product, panel, first, next); break;
+	case 6: multiply_tile(bfloat16, 6, product, panel, first, next); break;
+	case 5: multiply_tile(bfloat16, 5, product, panel, first, next); break;
+	case 4: multiply_tile(bfloat16, 4, product, panel, first, next); break;
 #endif
-	case 3: tile(bfloat16, 3, product, first, panel, next); break;
-	case 2: tile(bfloat16, 2, product, first, panel, next); break;
-	case 1: tile(bfloat16, 1, product, first, panel, next); break;
+	case 3: multiply_tile(bfloat16, 3, product, panel, first, next); break;
+	case 2: multiply_tile(bfloat16, 2, product, panel, first, next); break;
+	case 1: multiply_tile(bfloat16, 1, product, panel, first, next); break;
 	}
 }
 
 void CPU_NAME(cpu_product_float32)(const struct cpu_product *product, size_t panel, size_t first, size_t rows)
 {
-	panel_times_rows(false, product, panel, first, rows);
+	multiply_rows(false, product, panel, first, rows);
 }
 
 void CPU_NAME(cpu_product_bfloat16)(const struct cpu_product *product, size_t panel, size_t first, size_t rows)
 {
-	panel_times_rows(true, product, panel, first, rows);
+	multiply_rows(true, product, panel, first, rows);
 }

@@ -109,33 +109,40 @@ static inline veci veci_load(const void *p)
 	return (veci)vec_load(p);
 }
 
-/* The pair at p in every lane. */
-static inline veci veci_set_pair(const uint16_t *p)
+static inline veci veci_set(uint32_t a)
 {
-	int32_t pair;
-
-	memcpy(&pair, p, sizeof pair);
-	return (veci){ 0 } + pair;
+	return (veci){ 0 } + (int32_t)a;
 }
 
-/* Round to bfloat16, to nearest even: dst [LANES]. */
-static inline void vec_store_bfloat16(uint16_t *dst, vec a)
+/* Round to bfloat16, to nearest even, in the lower halves of the lanes; NaN becomes a quiet NaN. */
+static inline veci vec_round_bfloat16(vec a)
 {
 #if defined(__AVX512BF16__)
-	const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(a);
-
-	memcpy(dst, &narrow, sizeof narrow);
+	return (veci)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
 #else
-	uint32_t lane[LANES];
+	const veci bits = (veci)a, quiet = (veci){ 0 } + 0x7fc0;
+	const veci odd = (bits >> 16) & 1, rounded = ((bits + 0x7fff + odd) >> 16) & 0xffff;
+	const veci is_nan = (bits & 0x7fffffff) > 0x7f800000;
 
-	memcpy(lane, &a, sizeof lane);
-	for (size_t i = 0; i < LANES; i++) {
-		const uint32_t rounded = (lane[i] + 0x7fff + ((lane[i] >> 16) & 1)) >> 16;
-		const uint32_t is_nan = (lane[i] & 0x7fffffff) > 0x7f800000;
-
-		dst[i] = (uint16_t)(is_nan ? 0x7fc0 : rounded);
-	}
+	return (rounded & ~is_nan) | (quiet & is_nan);
 #endif
+}
+
+/* Pairs of the two numbers in each lane. */
+static inline void vec_store_pairs(uint32_t *dst, vec first, vec second)
+{
+	const veci pairs = vec_round_bfloat16(first) | vec_round_bfloat16(second) << 16;
+
+	memcpy(dst, &pairs, sizeof pairs);
+}
+
+/* Numbers that follow each other in memory: dst [LANES]. */
+static inline void vec_store_bfloat16(uint16_t *dst, vec a)
+{
+	const veci rounded = vec_round_bfloat16(a);
+
+	for (size_t i = 0; i < LANES; i++)
+		dst[i] = (uint16_t)rounded[i];
 }
 
 /*
@@ -163,10 +170,22 @@ static inline vec vec_exp(vec x)
 	return (vec)((veci)q + exponent);
 }
 
+/* a / b to 2 ulp, 1 <= b <= 2^127: an approximate reciprocal and a Newton step cost less than a division. */
+static inline vec vec_divide(vec a, vec b)
+{
+#if defined(__AVX512F__)
+	const vec r = _mm512_rcp14_ps(b);
+
+	return a * vec_fma(r, _mm512_fnmadd_ps(b, r, vec_set(1.0f)), r);
+#else
+	return a / b;
+#endif
+}
+
 /* x / (1 + e^-x) */
 static inline vec vec_silu(vec x)
 {
-	return x / (vec_set(1.0f) + vec_exp(-x));
+	return vec_divide(x, vec_set(1.0f) + vec_exp(-x));
 }
 
 /*
