@@ -75,8 +75,8 @@ static int add_index_entry(struct checkpoint *checkpoint, const char *folder, co
 	}
 	shard = find_shard(checkpoint, name);
 	if (!safetensors_find(shard->file, tensor))
-		return error_set(err, ERR_FORMAT, "tensor %.80s is missing: expected in %.80s as the index says", tensor,
-				 name);
+		return error_set(err, ERR_FORMAT, "tensor %.80s is missing: expected in %.80s as the index says",
+				 tensor, name);
 	return 0;
 }
 

@@ -11,7 +11,7 @@
 
 #include "model/file.h"
 
-/* struct jsondoc stands for json_t, which headers shall not see.  jansson asks for json_t * even where it only reads. */
+/* struct jsondoc stands for json_t, which headers shall not see.  jansson takes json_t * even where it only reads. */
 static json_t *native(const struct jsondoc *value)
 {
 	return (json_t *)value;

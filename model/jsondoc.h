@@ -1,8 +1,8 @@
 /*
  * JSON as checkpoints use it.  The only file that knows jansson.
  *
- * A struct jsondoc is one value of a parsed document.  The root is freed with jsondoc_free; every other value, and every
- * string, belongs to the root and lives as long.
+ * A struct jsondoc is one value of a parsed document.  The root is freed with jsondoc_free; every other value, and
+ * every string, belongs to the root and lives as long.
  */
 #ifndef MODEL_JSONDOC_H
 #define MODEL_JSONDOC_H

@@ -84,12 +84,12 @@ int model_embed(const struct model *model, enum dtype dtype, const void *tokens,
 	size_t columns = model->shape.hidden_size;
 	size_t row_bytes = columns * dtype_size(table->dtype);
 
-	if (!table->data)
+	if (!model->shape.vocab_size)
 		return error_set(err, ERR_UNSUPPORTED, "token ids: the checkpoint has no embeddings");
 	for (size_t i = 0; i < n; i++) {
 		int64_t id = dtype_token(dtype, tokens, i);
 
-		if (id < 0 || (uint64_t)id >= model->shape.vocab_size)
+		if ((uint64_t)id >= model->shape.vocab_size) /* negative ids too */
 			return error_set(err, ERR_FORMAT, "token %zu is %lld: expected 0 to %zu", i, (long long)id,
 					 model->shape.vocab_size - 1);
 		if (!dtype_widen(table->dtype, (const char *)table->data + (size_t)id * row_bytes, columns,

@@ -86,19 +86,27 @@ static size_t expand_hidden(struct fields *fields, size_t hidden_size)
 	return d_inner >= 1 && d_inner <= INT32_MAX ? (size_t)d_inner : 0;
 }
 
-/* Keys whose presence with any value but null, false, 0 or empty means a model of another kind. */
-static void refuse_present(struct fields *fields, const char *const *keys, size_t n)
+/* Whether a key is there and is not null, false, 0 or empty. */
+static bool is_set(const struct jsondoc *value)
+{
+	bool boolean = true;
+	size_t number = 1;
+
+	if (jsondoc_is_array(value))
+		return jsondoc_length(value);
+	if (jsondoc_is_object(value))
+		return jsondoc_members(value);
+	if (jsondoc_boolean(value, &boolean) || jsondoc_size(value, &number))
+		return boolean && number;
+	return value;
+}
+
+/* Keys that belong to a model of another kind where they are set. */
+static void refuse_set(struct fields *fields, const char *const *keys, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
-		const struct jsondoc *value = jsondoc_get(fields->object, keys[i]);
-		bool set = true;
-		size_t number = 1;
-
-		if (!value || (jsondoc_boolean(value, &set) && !set) || (jsondoc_size(value, &number) && !number) ||
-		    (jsondoc_is_array(value) && !jsondoc_length(value)) ||
-		    (jsondoc_is_object(value) && !jsondoc_members(value)))
-			continue;
-		refuse_field(fields, keys[i], "a model with this");
+		if (is_set(jsondoc_get(fields->object, keys[i])))
+			refuse_field(fields, keys[i], "a model with this");
 	}
 }
 
@@ -120,7 +128,7 @@ static int parse_transformers(const struct jsondoc *root, struct model_config *c
 		return error_set(err, ERR_UNSUPPORTED, "hidden_act is \"%.60s\": expected \"silu\"", activation);
 	if (!field_boolean(&fields, "rms_norm", true))
 		refuse_field(&fields, "rms_norm", "false");
-	refuse_present(&fields, foreign, sizeof foreign / sizeof *foreign);
+	refuse_set(&fields, foreign, sizeof foreign / sizeof *foreign);
 	shape->num_layers = field_size(&fields, "num_hidden_layers", 64);
 	shape->hidden_size = field_size(&fields, "hidden_size", 4096);
 	shape->d_inner = expand_hidden(&fields, shape->hidden_size);
@@ -159,7 +167,7 @@ static int parse_ssm_cfg(const struct jsondoc *ssm_cfg, struct model_config *con
 		return error_set(err, ERR_UNSUPPORTED, "ssm_cfg: layer is \"%.60s\": expected \"Mamba2\"", layer);
 	if (!field_boolean(&fields, "rmsnorm", true))
 		refuse_field(&fields, "rmsnorm", "false");
-	refuse_present(&fields, foreign, sizeof foreign / sizeof *foreign);
+	refuse_set(&fields, foreign, sizeof foreign / sizeof *foreign);
 	shape->d_inner = expand_hidden(&fields, shape->hidden_size);
 	shape->head_dim = field_size(&fields, "headdim", 64);
 	shape->num_heads = shape->head_dim ? shape->d_inner / shape->head_dim : 0;
@@ -182,7 +190,7 @@ static int parse_mamba_ssm(const struct jsondoc *root, struct model_config *conf
 
 	if (!field_boolean(&fields, "rms_norm", true))
 		refuse_field(&fields, "rms_norm", "false");
-	refuse_present(&fields, foreign, sizeof foreign / sizeof *foreign);
+	refuse_set(&fields, foreign, sizeof foreign / sizeof *foreign);
 	shape->num_layers = field_size(&fields, "n_layer", 64);
 	shape->hidden_size = field_size(&fields, "d_model", 2560);
 	shape->vocab_size = padded_vocab(&fields, 50277, 8);

@@ -53,16 +53,17 @@ START_TEST(absent_keys_have_the_defaults_of_transformers)
 END_TEST
 
 /* A small valid config, and keys to add to it. */
-#define SMALL "{\"model_type\": \"mamba2\", \"hidden_size\": 40, \"num_heads\": 6, \"head_dim\": 20, \"n_groups\": 2, " \
-	      "\"num_hidden_layers\": 3, \"expand\": 3"
+#define SMALL "{\"model_type\": \"mamba2\", \"hidden_size\": 40, \"num_heads\": 6, \"head_dim\": 20, " \
+	      "\"n_groups\": 2, \"num_hidden_layers\": 3, \"expand\": 3"
 #define WITH(text) SMALL ", " text "}"
 
 START_TEST(keys_are_honoured)
 {
 	struct model_config config = parsed(WITH("\"state_size\": 24, \"conv_kernel\": 3, \"vocab_size\": 9, "
-		"\"layer_norm_epsilon\": 1e-6, \"use_bias\": true, \"use_conv_bias\": false, \"hidden_act\": \"swish\", "
-		"\"time_step_limit\": [0.01, 0.2], \"rms_norm\": true, \"norm_before_gate\": true, \"chunk_size\": 7, "
-		"\"intermediate_size\": 1, \"quantization_config\": {}, \"unheard_of\": [[]]"));
+		"\"layer_norm_epsilon\": 1e-6, \"use_bias\": true, \"use_conv_bias\": false, "
+		"\"hidden_act\": \"swish\", \"time_step_limit\": [0.01, 0.2], \"rms_norm\": true, "
+		"\"norm_before_gate\": true, \"chunk_size\": 7, \"intermediate_size\": 1, \"quantization_config\": {}, "
+		"\"unheard_of\": [[]]"));
 	const struct shape *shape = &config.shape;
 
 	ck_assert_uint_eq(shape->num_layers, 3);
@@ -87,7 +88,8 @@ START_TEST(expand_may_be_a_fraction)
 END_TEST
 
 static const char *const infinities[] = {
-	"[0.0, Infinity]", "[0.0, {\"__float__\": \"Infinity\"}]", "[0, \"inf\"]", "[0,Infinity]", "[0.0, \"Infinity\"]",
+	"[0.0, Infinity]", "[0.0, {\"__float__\": \"Infinity\"}]", "[0, \"inf\"]", "[0,Infinity]",
+	"[0.0, \"Infinity\"]",
 };
 
 START_TEST(infinity_is_read_in_every_spelling)
@@ -136,30 +138,36 @@ static const struct {
 	{ WITH("\"time_step_limit\": [0]"), ERR_FORMAT, { "time_step_limit", "two numbers" } },
 	{ WITH("\"time_step_limit\": 0.1"), ERR_FORMAT, { "time_step_limit", "two numbers" } },
 	{ WITH("\"time_step_limit\": [0, {}]"), ERR_FORMAT, { "time_step_limit", "two numbers" } },
-	{ "{\"model_type\": \"mamba2\", \"num_hidden_layers\": 1000000000}", ERR_FORMAT, { "num_hidden_layers is 1000000000" } },
+	{ "{\"model_type\": \"mamba2\", \"num_hidden_layers\": 1000000000}", ERR_FORMAT,
+	  { "num_hidden_layers is 1000000000" } },
 	{ "{\"model_type\": \"mamba2\", \"num_hidden_layers\": 0}", ERR_FORMAT, { "num_hidden_layers is 0" } },
 	{ "{\"model_type\": \"mamba2\", \"hidden_size\": 2000000000}", ERR_FORMAT, { "hidden_size is 2000000000" } },
 	{ "{\"model_type\": \"mamba2\", \"expand\": 1e300}", ERR_FORMAT, { "expand" } },
 	{ "{\"model_type\": \"mamba2\", \"expand\": NaN}", ERR_FORMAT, { "expand" } },
 	{ "{\"model_type\": \"mamba2\", \"expand\": -2}", ERR_FORMAT, { "expand" } },
-	{ "{\"model_type\": \"mamba2\", \"num_heads\": 64}", ERR_FORMAT, { "num_heads * head_dim is 64 * 64", "8192" } },
+	{ "{\"model_type\": \"mamba2\", \"num_heads\": 64}", ERR_FORMAT,
+	  { "num_heads * head_dim is 64 * 64", "8192" } },
 	{ "{\"model_type\": \"mamba2\", \"n_groups\": 3}", ERR_FORMAT, { "n_groups is 3", "128" } },
 	{ "{\"model_type\": \"mamba2\", \"n_groups\": 0}", ERR_FORMAT, { "n_groups is 0" } },
 	{ "{\"model_type\": \"mamba2\", \"vocab_size\": 2147483647}", ERR_FORMAT, { "vocab_size" } },
 	{ "{\"model_type\": \"mamba2\"", ERR_FORMAT, { "line 1" } },
 	{ "{\"model_type\": \"mamba2\", \"model_type\": \"mamba2\"}", ERR_FORMAT, { "duplicate" } },
-	{ WITH("\"time_step_limit\": [0, {\"__float__\": \"big\"}]"), ERR_FORMAT, { "time_step_limit", "two numbers" } },
+	{ WITH("\"time_step_limit\": [0, {\"__float__\": \"big\"}]"), ERR_FORMAT,
+	  { "time_step_limit", "two numbers" } },
 	{ "{\"model_type\": \"mamba2\", \"a\": 1e999}", ERR_FORMAT, { "line 1" } },
 	{ "{\"model_type\": \"mamba2\", \"a\": Infinite}", ERR_FORMAT, { "line 1" } },
 	{ "[1]", ERR_FORMAT, { "object" } },
 	{ "{\"d_model\": 64}", ERR_UNSUPPORTED, { "layer is \"Mamba1\"", "Mamba2" } },
-	{ "{\"d_model\": 64, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"rmsnorm\": false}}", ERR_UNSUPPORTED, { "rmsnorm" } },
-	{ "{\"d_model\": 64, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"D_has_hdim\": true}}", ERR_UNSUPPORTED, { "D_has_hdim" } },
+	{ "{\"d_model\": 64, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"rmsnorm\": false}}", ERR_UNSUPPORTED,
+	  { "rmsnorm" } },
+	{ "{\"d_model\": 64, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"D_has_hdim\": true}}", ERR_UNSUPPORTED,
+	  { "D_has_hdim" } },
 	{ "{\"d_model\": 64, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"norm_before_gate\": true}}", ERR_UNSUPPORTED,
 	  { "norm_before_gate" } },
 	{ "{\"d_model\": 64, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"d_ssm\": 32}}", ERR_UNSUPPORTED, { "d_ssm" } },
 	{ "{\"d_model\": 64, \"ssm_cfg\": {\"layer\": \"Mamba2\", \"headdim\": 0}}", ERR_FORMAT, { "num_heads" } },
-	{ "{\"d_model\": 64, \"rms_norm\": false, \"ssm_cfg\": {\"layer\": \"Mamba2\"}}", ERR_UNSUPPORTED, { "rms_norm" } },
+	{ "{\"d_model\": 64, \"rms_norm\": false, \"ssm_cfg\": {\"layer\": \"Mamba2\"}}", ERR_UNSUPPORTED,
+	  { "rms_norm" } },
 	{ "{\"d_model\": 64, \"attn_layer_idx\": [1], \"ssm_cfg\": {\"layer\": \"Mamba2\"}}", ERR_UNSUPPORTED,
 	  { "attn_layer_idx" } },
 	{ "{\"d_model\": 64, \"d_intermediate\": 8, \"ssm_cfg\": {\"layer\": \"Mamba2\"}}", ERR_UNSUPPORTED,
@@ -185,8 +193,8 @@ END_TEST
 START_TEST(mamba_ssm_is_read)
 {
 	struct model_config config = parsed("{\"d_model\": 768, \"d_intermediate\": 0, \"n_layer\": 24, "
-		"\"vocab_size\": 50277, \"ssm_cfg\": {\"layer\": \"Mamba2\"}, \"attn_layer_idx\": [], \"attn_cfg\": {}, "
-		"\"rms_norm\": true, \"residual_in_fp32\": true, \"fused_add_norm\": true, "
+		"\"vocab_size\": 50277, \"ssm_cfg\": {\"layer\": \"Mamba2\"}, \"attn_layer_idx\": [], "
+		"\"attn_cfg\": {}, \"rms_norm\": true, \"residual_in_fp32\": true, \"fused_add_norm\": true, "
 		"\"pad_vocab_size_multiple\": 16, \"tie_embeddings\": true}");
 	struct shape named;
 	struct error err;
@@ -200,8 +208,9 @@ END_TEST
 START_TEST(mamba_ssm_arguments_are_honoured)
 {
 	struct model_config config = parsed("{\"d_model\": 64, \"n_layer\": 2, \"vocab_size\": 10, \"ssm_cfg\": {"
-		"\"layer\": \"Mamba2\", \"d_state\": 16, \"d_conv\": 3, \"expand\": 3, \"headdim\": 32, \"ngroups\": 2, "
-		"\"bias\": true, \"conv_bias\": false, \"dt_limit\": [0.5, Infinity], \"chunk_size\": 64}}");
+		"\"layer\": \"Mamba2\", \"d_state\": 16, \"d_conv\": 3, \"expand\": 3, \"headdim\": 32, "
+		"\"ngroups\": 2, \"bias\": true, \"conv_bias\": false, "
+		"\"dt_limit\": [0.5, Infinity], \"chunk_size\": 64}}");
 	const struct shape *shape = &config.shape;
 
 	ck_assert_uint_eq(shape->d_inner, 192);
@@ -252,6 +261,20 @@ START_TEST(published_shapes_are_known)
 }
 END_TEST
 
+START_TEST(norm_groups_divide_d_inner)
+{
+	struct shape shape;
+	struct error err;
+
+	ck_assert_int_eq(shape_named("130m", &shape, &err), 0);
+	shape.gated_norm_groups = 3;
+	ck_assert_int_eq(shape_derive(&shape, &err), 0);
+	shape.gated_norm_groups = 5;
+	ck_assert_int_eq(shape_derive(&shape, &err), ERR_FORMAT);
+	ck_assert_msg(strstr(err.text, "gated_norm_groups is 5"), "%s", err.text);
+}
+END_TEST
+
 START_TEST(cache_sizes)
 {
 	struct shape shape;
@@ -282,6 +305,7 @@ int main(void)
 	tcase_add_test(others, mamba_ssm_arguments_are_honoured);
 	tcase_add_test(others, mistral_is_read);
 	tcase_add_loop_test(shapes, published_shapes_are_known, 0, sizeof published / sizeof *published);
+	tcase_add_test(shapes, norm_groups_divide_d_inner);
 	tcase_add_test(shapes, cache_sizes);
 	suite_add_tcase(suite, transformers);
 	suite_add_tcase(suite, others);

@@ -96,6 +96,7 @@ static const struct {
 	{ "{" TENSOR("a", "F32", "[1,1,1,1,1,1,1,1,1]", 0, 4) "}", 4, { "tensor a", "9 dimensions", "at most 8" } },
 	{ "{" TENSOR("a", "F32", "[4294967296,4294967296]", 0, 4) "}", 4, { "tensor a", "overflow" } },
 	{ "{" TENSOR("a", "F32", "[4294967296,1073741824]", 0, 4) "}", 4, { "tensor a has 4 bytes" } },
+	{ "{" TENSOR("a", "F32", "[4611686018427387904]", 0, 0) "}", 0, { "tensor a has 0 bytes" } },
 	{ "{" TENSOR("a", "F32", "[9223372036854775808]", 0, 4) "}", 4, { "header" } },
 	{ "{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, { "tensor a", "data_offsets" } },
 	{ "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", 4, { "tensor a", "data_offsets" } },
@@ -108,7 +109,8 @@ static const struct {
 	{ "{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 2, 6) "}", 6, { "a and b overlap" } },
 	{ "{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 0, 4) "}", 4, { "overlap" } },
 	{ "{" TENSOR("a", "F32", "[1]", 1, 5) "}", 5, { "1 bytes before tensor a" } },
-	{ "{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 6, 10) "}", 10, { "2 bytes before tensor b" } },
+	{ "{" TENSOR("a", "F32", "[1]", 0, 4) "," TENSOR("b", "F32", "[1]", 6, 10) "}", 10,
+	  { "2 bytes before tensor b" } },
 	{ "{\"__metadata__\":[]}", 0, { "__metadata__", "expected an object" } },
 	{ "{\"__metadata__\":{\"k\":1}}", 0, { "__metadata__", "k", "expected a string" } },
 };
