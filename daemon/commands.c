@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "daemon/requests.h"
 #include "protocol/control.h"
 
 #define ANSWER_BYTES ((size_t)256 << 10)
@@ -224,7 +225,8 @@ static const struct {
 	command *run;
 } commands[] = {
 	{ "status", command_status }, { "streams", command_streams }, { "reset", command_reset },
-	{ "close", command_close }, { "drain", command_drain },
+	{ "close", command_close }, { "drain", command_drain }, { "snapshot", requests_snapshot },
+	{ "export", requests_export }, { "import", requests_import }, { "fork", requests_fork },
 };
 
 static int run(struct server *server, const void *bytes, size_t size, struct control_writer *answer, struct error *err)
@@ -238,7 +240,8 @@ static int run(struct server *server, const void *bytes, size_t size, struct con
 	for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
 		if (cmd && strlen(commands[i].name) == length && !memcmp(commands[i].name, cmd, length))
 			return commands[i].run(server, &request, answer, err);
-	return error_set(err, REFUSED_BAD_HEADER, "cmd: expected one of status, streams, reset, close, drain");
+	return error_set(err, REFUSED_BAD_HEADER,
+			 "cmd: expected status, streams, reset, close, drain, snapshot, export, import or fork");
 }
 
 static int answer_request(struct server *server, size_t frame, struct error *err)
@@ -248,9 +251,13 @@ static int answer_request(struct server *server, size_t frame, struct error *err
 	struct error refused;
 	enum endpoint_sent sent;
 	size_t length;
+	int rc;
 
 	control_begin_answer(&answer, buffer, sizeof buffer);
-	if (run(server, server->message.frame[frame].data, server->message.frame[frame].size, &answer, &refused))
+	rc = run(server, server->message.frame[frame].data, server->message.frame[frame].size, &answer, &refused);
+	if (rc == REQUEST_WAITS)
+		return 0;
+	if (rc)
 		control_begin_refusal(&answer, buffer, sizeof buffer, refused.code, refused.text);
 	length = control_finish(&answer);
 	if (length > sizeof buffer) {

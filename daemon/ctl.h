@@ -17,7 +17,7 @@ enum ctl_status {
 int ctl_encode(int argc, char **argv);  /* ctl_encode.c */
 int ctl_send(int argc, char **argv);    /* ctl_rows.c */
 int ctl_recv(int argc, char **argv);    /* ctl_rows.c */
-int ctl_request(int argc, char **argv); /* ctl_request.c: status, streams, reset, close, drain */
+int ctl_request(int argc, char **argv); /* ctl_request.c: all the others */
 
 /* Print "mamba2ctl NAME: text" to stderr and return status. */
 int ctl_fail(const char *name, int status, const struct error *error);

@@ -1,61 +1,148 @@
 /*
- * mamba2ctl status, streams, reset, close, drain: one control request, its answer printed.
+ * mamba2ctl status, streams, reset, close, drain, snapshot, export, import, fork: one control request, its answer
+ * printed or, where it is a stream's state, written to a file.
  */
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "daemon/ctl.h"
 #include "daemon/runtime.h"
 #include "protocol/client.h"
 #include "protocol/streamid.h"
 
-#define TIMEOUT_MS 10000
+#define TIMEOUT_MS 60000
+#define REQUEST_BYTES 2048 /* beside a state */
+#define ARGUMENTS_MAX 2
 
-/* What each command takes as its argument: the key that carries it. */
+enum kind { NONE, STREAM, FILE_OUT, FILE_IN };
+
+/* The arguments that each command takes: the request's key for a stream id or a file that is read, and what it is. */
 static const struct {
-	const char *name, *key;
-	bool required;
+	const char *name;
+	struct {
+		enum kind kind;
+		const char *key;
+		bool required;
+	} argument[ARGUMENTS_MAX];
 } commands[] = {
-	{ "status", NULL, false }, { "streams", "prefix", false }, { "reset", "stream", true }, { "close", "stream", true },
-	{ "drain", NULL, false },
+	{ "status", { { NONE, NULL, false } } },
+	{ "streams", { { STREAM, "prefix", false } } },
+	{ "reset", { { STREAM, "stream", true } } },
+	{ "close", { { STREAM, "stream", true } } },
+	{ "drain", { { NONE, NULL, false } } },
+	{ "snapshot", { { STREAM, "stream", false } } },
+	{ "export", { { STREAM, "stream", true }, { FILE_OUT, "state", true } } },
+	{ "import", { { FILE_IN, "state", true }, { STREAM, "stream", false } } },
+	{ "fork", { { STREAM, "stream", true }, { STREAM, "to", true } } },
 };
 
-struct arguments {
-	const char *cmd, *address, *key, *value;
+struct request {
+	size_t command; /* in commands */
+	const char *name, *address;
+	const char *value[ARGUMENTS_MAX];
 	bool json;
+	char *bytes;    /* [capacity] */
+	size_t size, capacity;
 };
 
-static int read_arguments(int argc, char **argv, struct arguments *a)
+static int read_arguments(int argc, char **argv, struct request *r)
 {
 	static const struct option options[] = {
 		{ "control", required_argument, NULL, 'c' }, { "json", no_argument, NULL, 'j' }, { NULL, 0, NULL, 0 }
 	};
-	size_t i = 0;
 	int option;
 
-	*a = (struct arguments){ .cmd = argv[0] };
+	*r = (struct request){ .name = argv[0] };
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (option == 'c')
-			a->address = optarg;
+			r->address = optarg;
 		else if (option == 'j')
-			a->json = true;
+			r->json = true;
 		else
-			return ctl_usage(a->cmd, NULL);
+			return ctl_usage(r->name, NULL);
 	}
-	while (strcmp(commands[i].name, a->cmd))
-		i++;
-	a->key = commands[i].key;
-	if (a->key && optind < argc)
-		a->value = argv[optind++];
-	if (commands[i].required && !a->value)
-		return ctl_usage(a->cmd, "expected a stream id");
-	return optind < argc ? ctl_usage(a->cmd, "too many arguments") : 0;
+	while (strcmp(commands[r->command].name, r->name))
+		r->command++;
+	for (size_t i = 0; i < ARGUMENTS_MAX && commands[r->command].argument[i].kind; i++) {
+		if (optind < argc)
+			r->value[i] = argv[optind++];
+		else if (commands[r->command].argument[i].required)
+			return ctl_usage(r->name, commands[r->command].argument[i].kind == STREAM ? "expected a stream id" :
+					 "expected a file");
+	}
+	return optind < argc ? ctl_usage(r->name, "too many arguments") : 0;
+}
+
+/* The whole of a file; free *ret_bytes with free. */
+static int read_file(const char *path, char **ret_bytes, size_t *ret_size, struct error *err)
+{
+	FILE *file = fopen(path, "re");
+	struct stat status;
+	char *bytes = NULL;
+	int rc = 0;
+
+	if (!file || fstat(fileno(file), &status))
+		rc = error_system(err, "%s", path);
+	else if (!(bytes = malloc((size_t)status.st_size + 1)))
+		rc = error_memory(err, path);
+	else if (fread(bytes, 1, (size_t)status.st_size, file) != (size_t)status.st_size)
+		rc = error_system(err, "%s", path);
+	if (file)
+		fclose(file);
+	if (rc) {
+		free(bytes);
+		return rc;
+	}
+	*ret_bytes = bytes;
+	*ret_size = (size_t)status.st_size;
+	return 0;
+}
+
+/* Write the request's bytes from its arguments. */
+static int make_request(struct request *r, struct error *err)
+{
+	struct control_writer writer;
+	char *state = NULL;
+	size_t state_size = 0;
+	int rc = 0;
+
+	for (size_t i = 0; i < ARGUMENTS_MAX && !rc; i++)
+		if (commands[r->command].argument[i].kind == FILE_IN)
+			rc = read_file(r->value[i], &state, &state_size, err);
+	if (rc)
+		return rc;
+	r->capacity = REQUEST_BYTES + state_size;
+	r->bytes = malloc(r->capacity);
+	if (!r->bytes) {
+		free(state);
+		return error_memory(err, "request");
+	}
+	control_begin_request(&writer, r->bytes, r->capacity, r->name);
+	for (size_t i = 0; i < ARGUMENTS_MAX && r->value[i] && !rc; i++) {
+		unsigned char id[MESSAGE_STREAM_MAX];
+		size_t id_size;
+
+		if (commands[r->command].argument[i].kind == FILE_IN)
+			control_put_bin(&writer, commands[r->command].argument[i].key, state, state_size);
+		if (commands[r->command].argument[i].kind != STREAM)
+			continue;
+		rc = streamid_parse(r->value[i], id, &id_size, err);
+		if (!rc)
+			control_put_bin(&writer, commands[r->command].argument[i].key, id, id_size);
+	}
+	r->size = control_finish(&writer);
+	free(state);
+	return rc;
 }
 
 /* Print a refusal and return the exit status. */
-static int refused(const struct arguments *a, const struct control *answer)
+static int refused(const struct request *r, const struct control *answer)
 {
 	const char *code = "internal", *text = "";
 	size_t code_size = strlen(code), text_size = 0;
@@ -63,50 +150,69 @@ static int refused(const struct arguments *a, const struct control *answer)
 
 	control_get_bytes(answer, "code", &code, &code_size, &error);
 	control_get_bytes(answer, "message", &text, &text_size, &error);
-	fprintf(stderr, "mamba2ctl %s: refused (%.*s): %.*s\n", a->cmd, (int)code_size, code, (int)text_size, text);
+	fprintf(stderr, "mamba2ctl %s: refused (%.*s): %.*s\n", r->name, (int)code_size, code, (int)text_size, text);
 	return CTL_REFUSED;
+}
+
+/* Write an exported state to its file. */
+static int write_state(const struct request *r, const char *path, const struct control *answer)
+{
+	const char *bytes = NULL;
+	size_t size = 0;
+	struct error error;
+	FILE *file;
+
+	if (control_get_bytes(answer, "state", &bytes, &size, &error))
+		return ctl_fail(r->name, CTL_FAILED, &error);
+	file = fopen(path, "we");
+	if (!file || fwrite(bytes, 1, size, file) != size || fclose(file)) {
+		error_system(&error, "%s", path);
+		return ctl_fail(r->name, CTL_FAILED, &error);
+	}
+	printf("%zu bytes written to %s\n", size, path);
+	return CTL_OK;
+}
+
+static int show(const struct request *r, const struct control *answer)
+{
+	struct error error;
+	bool ok = false;
+
+	if (control_get_bool(answer, "ok", &ok, &error) || !ok)
+		return refused(r, answer);
+	for (size_t i = 0; i < ARGUMENTS_MAX; i++)
+		if (commands[r->command].argument[i].kind == FILE_OUT)
+			return write_state(r, r->value[i], answer);
+	if (r->json)
+		control_print_json(answer, stdout);
+	else
+		control_print_text(answer, stdout);
+	return CTL_OK;
 }
 
 int ctl_request(int argc, char **argv)
 {
-	struct arguments a;
+	struct request r;
 	char own[256];
-	char request[1024];
-	unsigned char id[MESSAGE_STREAM_MAX];
-	size_t id_size;
-	struct control_writer writer;
 	struct control answer;
 	struct client *client = NULL;
 	struct error error;
-	bool ok = false;
-	size_t size;
-	int rc = read_arguments(argc, argv, &a);
+	int rc = read_arguments(argc, argv, &r);
 
 	if (rc)
 		return rc;
-	if (!a.address) {
-		if (runtime_control_address(own, sizeof own, &error))
-			return ctl_fail(a.cmd, CTL_FAILED, &error);
-		a.address = own;
+	if (make_request(&r, &error)) {
+		free(r.bytes);
+		return ctl_fail(r.name, CTL_USAGE, &error);
 	}
-	control_begin_request(&writer, request, sizeof request, a.cmd);
-	if (a.value && streamid_parse(a.value, id, &id_size, &error))
-		return ctl_usage(a.cmd, error.text);
-	if (a.value)
-		control_put_bin(&writer, a.key, id, id_size);
-	size = control_finish(&writer);
-	if (client_new(CLIENT_CONTROL, a.address, &client, &error) ||
-	    client_request(client, request, size, TIMEOUT_MS, &answer, &error)) {
-		rc = ctl_fail(a.cmd, CTL_NO_DAEMON, &error);
-		goto out;
-	}
-	if (control_get_bool(&answer, "ok", &ok, &error) || !ok)
-		rc = refused(&a, &answer);
-	else if (a.json)
-		control_print_json(&answer, stdout);
+	if (!r.address && !runtime_control_address(own, sizeof own, &error))
+		r.address = own;
+	if (!r.address || client_new(CLIENT_CONTROL, r.address, &client, &error) ||
+	    client_request(client, r.bytes, r.size, TIMEOUT_MS, &answer, &error))
+		rc = ctl_fail(r.name, CTL_NO_DAEMON, &error);
 	else
-		control_print_text(&answer, stdout);
-out:
+		rc = show(&r, &answer);
 	client_free(client, 0);
+	free(r.bytes);
 	return rc;
 }

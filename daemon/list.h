@@ -62,6 +62,16 @@ static inline void list_append(struct list *list, struct link *link)
 	list->head.prev = link;
 }
 
+/* Put link at the list's start; an element that stands in a list already moves. */
+static inline void list_prepend(struct list *list, struct link *link)
+{
+	list_remove(link);
+	link->next = list->head.next;
+	link->prev = &list->head;
+	list->head.next->prev = link;
+	list->head.next = link;
+}
+
 /* Put link at the list's end unless it stands in a list already. */
 static inline void list_add(struct list *list, struct link *link)
 {

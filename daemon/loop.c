@@ -13,10 +13,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/requests.h"
 #include "daemon/runtime.h"
 
 #define IO_THREADS 2
-#define CONTROL_MESSAGE_BYTES (1 << 20)
+#define CONTROL_BYTES ((size_t)1 << 20)
 #define PUBLISH_HIGH_WATER 4096
 #define INGEST_HIGH_WATER 4096
 
@@ -50,9 +51,12 @@ static int open_device(struct server *server, struct error *err)
 	rc = config_suits(config, server->model, err);
 	if (rc)
 		return rc;
+	err->text[0] = '\0';
 	rc = device_open(config->device, server->model, &options, &server->device, err);
 	if (rc)
 		return rc;
+	if (err->text[0]) /* auto passed better devices over */
+		log_notice("%s", err->text);
 	log_info("model %s: %zu layers, hidden_size %zu, fingerprint %s", config->model, server->model->shape.num_layers,
 		 server->model->shape.hidden_size, server->model->fingerprint);
 	log_info("device %s, window %zu, batches of up to %zu rows, ready in %.2f s", server->device->description,
@@ -98,15 +102,16 @@ static int open_socket(struct server *server, enum endpoint_kind kind, const cha
 static int open_sockets(struct server *server, struct error *err)
 {
 	const struct config *config = server->config;
+	const struct shape *shape = &server->model->shape;
 	struct endpoint_options ingest = {
 		.message_bytes = config->limits.message_bytes, .send_high_water = INGEST_HIGH_WATER,
 		.receive_high_water = INGEST_HIGH_WATER
 	};
 	struct endpoint_options publish = {
-		.message_bytes = CONTROL_MESSAGE_BYTES, .send_high_water = PUBLISH_HIGH_WATER, .receive_high_water = 1024
+		.message_bytes = CONTROL_BYTES, .send_high_water = PUBLISH_HIGH_WATER, .receive_high_water = 1024
 	};
-	struct endpoint_options control = {
-		.message_bytes = CONTROL_MESSAGE_BYTES, .send_high_water = 64, .receive_high_water = 64
+	struct endpoint_options control = { /* an import brings a state */
+		.message_bytes = CONTROL_BYTES + (shape_cache_floats(shape) + config->window * shape->hidden_size) * sizeof(float), .send_high_water = 64, .receive_high_water = 64
 	};
 	int rc = endpoint_context_new(IO_THREADS, &server->context, err);
 
@@ -195,6 +200,7 @@ void server_free(struct server *server)
 	endpoint_free(server->control, linger < 1000 ? linger : 1000);
 	endpoint_context_free(server->context); /* hidden states on loan are back now */
 	free_streams(server);
+	requests_free(server);
 	states_close(server);
 	while ((held = held_pop(server, &server->waiting)))
 		free(held);
@@ -310,7 +316,6 @@ static int turn(struct server *server, int64_t due, struct error *err)
 		rc = batch_finish(server, err);
 	if (server->store && fd_ready[2])
 		states_collect(server);
-	ingest_waiting(server);
 	for (size_t i = 0; i < n && !rc; i++) {
 		if (!ready[i])
 			continue;
@@ -322,6 +327,8 @@ static int turn(struct server *server, int64_t due, struct error *err)
 			rc = ingest_receive(server, endpoints[i], err);
 	}
 	retry_stalled(server);
+	ingest_waiting(server);
+	requests_go_on(server);
 	return rc;
 }
 

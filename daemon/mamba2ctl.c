@@ -23,14 +23,19 @@ static const char usage[] =
 	"  reset STREAM            start a stream anew: next epoch, zero cache\n"
 	"  close STREAM            flush and close a stream\n"
 	"  drain                   take no more input; what was accepted goes out\n"
-	"The last five take --control ADDRESS (default: the daemon of this user).\n"
+	"  snapshot [STREAM]       save what has changed, and return when it is on disk\n"
+	"  export STREAM FILE      a stream's state as a safetensors file\n"
+	"  import FILE [STREAM]    make a stream of such a file, under another id if one is given\n"
+	"  fork STREAM NEW         let another stream go on from a copy of this one's state\n"
+	"From status on they take --control ADDRESS (default: the daemon of this user).\n"
 	"\n"
 	"Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon answered, 4 the daemon refused.\n"
 	"\n"
 	"Examples:\n"
 	"  mamba2ctl encode --model /srv/mamba2-130m --window 256 rows.npy hidden.npy\n"
 	"  mamba2ctl send --ingest tcp://127.0.0.1:5701 --end sensor-7 rows.npy\n"
-	"  mamba2ctl status --json | jq .rows_in\n";
+	"  mamba2ctl status --json | jq .rows_in\n"
+	"  mamba2ctl export sensor-7 sensor-7.safetensors\n";
 
 static const struct {
 	const char *name;
@@ -38,6 +43,7 @@ static const struct {
 } commands[] = {
 	{ "encode", ctl_encode }, { "send", ctl_send }, { "recv", ctl_recv }, { "status", ctl_request },
 	{ "streams", ctl_request }, { "reset", ctl_request }, { "close", ctl_request }, { "drain", ctl_request },
+	{ "snapshot", ctl_request }, { "export", ctl_request }, { "import", ctl_request }, { "fork", ctl_request },
 };
 
 int ctl_fail(const char *name, int status, const struct error *error)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/requests.h"
 #include "daemon/server.h"
 
 /* Ask the store for the state; the slot is free. */
@@ -56,15 +57,6 @@ void resuming_go_on(struct server *server)
 	}
 }
 
-static void free_slot(struct server *server, struct slot *slot)
-{
-	if (slot->stream)
-		slot->stream->slot = NULL;
-	slot->stream = NULL;
-	slot->use = SLOT_FREE;
-	resuming_go_on(server);
-}
-
 /* Handle the messages that waited for the stream; they find it live, or refused. */
 static void replay(struct server *server, struct held_list *list)
 {
@@ -88,6 +80,8 @@ static void go_live(struct server *server, struct stream *stream)
 	stream->phase = STREAM_LIVE;
 	stream->changed = false;
 	list_append(&server->idle, &stream->idle);
+	if (!states_find(server, stream->key))
+		saving_note(server, stream); /* it was imported */
 	server->state_stats.resumed++;
 	if (stream->feeder && stream->feeder->router)
 		list_add(&server->dirty, &stream->dirty);
@@ -140,7 +134,7 @@ void resuming_read(struct server *server, struct slot *slot)
 	struct saved *saved;
 
 	if (!stream) {
-		free_slot(server, slot);
+		states_free_slot(server, slot);
 		return;
 	}
 	saved = states_find(server, stream->key);
@@ -148,17 +142,25 @@ void resuming_read(struct server *server, struct slot *slot)
 		char why[sizeof task->error.text];
 
 		snprintf(why, sizeof why, "%s", task->error.code ? task->error.text : "its states are gone");
-		free_slot(server, slot);
+		states_free_slot(server, slot);
 		give_up(server, stream, saved, why);
 		return;
 	}
 	learn(server, stream, saved, task);
 	if (!task->found) { /* no state is old enough: start from position 0 */
-		free_slot(server, slot);
+		states_free_slot(server, slot);
 		go_live(server, stream);
 		return;
 	}
+	resuming_give(server, stream, slot);
+}
+
+void resuming_give(struct server *server, struct stream *stream, struct slot *slot)
+{
+	slot->use = SLOT_RESUMING;
+	slot->stream = stream;
 	slot->job = (struct job){ .kind = JOB_IMPORT, .cache = stream->cache, .state = slot->state->cache };
+	stream->slot = slot;
 	stream->in_flight++;
 	worker_submit(server->worker, &slot->job);
 }
@@ -198,6 +200,7 @@ static int adopt(struct server *server, struct stream *stream, const struct stat
 void resuming_copied(struct server *server, struct slot *slot)
 {
 	struct stream *stream = slot->stream;
+	struct request *request = slot->request;
 	struct error error = slot->job.error;
 
 	stream->in_flight--;
@@ -205,7 +208,9 @@ void resuming_copied(struct server *server, struct slot *slot)
 		adopt(server, stream, slot->state, &error);
 	if (!error.code && strcmp(slot->state->device, server->device->description))
 		log_info("a state made on \"%s\" goes on here", slot->state->device);
-	free_slot(server, slot);
+	states_free_slot(server, slot);
+	if (request)
+		requests_resumed(server, request, stream, &error);
 	if (error.code)
 		give_up(server, stream, NULL, error.text);
 	else

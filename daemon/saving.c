@@ -28,10 +28,22 @@ void saving_note(struct server *server, struct stream *stream)
 	}
 }
 
-/* Can the stream's state be taken now? */
-static bool quiet(const struct stream *stream)
+bool saving_quiet(const struct stream *stream)
 {
 	return stream->phase == STREAM_LIVE && !stream->before && !stream->in_flight && !stream->outbox && !stream->slot;
+}
+
+void saving_hold(struct stream *stream)
+{
+	stream->hold = !stream->outbox && !stream->slot; /* a full peer may stay so: then the stream's turn comes later */
+}
+
+void saving_hurry(struct server *server, struct stream *stream)
+{
+	if (!stream->changed)
+		return;
+	stream->unsaved_ms = 0;
+	list_prepend(&server->unsaved, &stream->unsaved);
 }
 
 /* --- taking a state --- */
@@ -54,53 +66,48 @@ static void copy_pending(const struct server *server, const struct stream *strea
 		memcpy(state->pending, block->rows, n * hidden_size * sizeof *state->pending);
 }
 
-/* Save a quiet stream; the slot is free. */
-static bool save(struct server *server, struct stream *stream, struct slot *slot, bool evict)
+void saving_take(struct server *server, struct stream *stream, struct slot *slot)
 {
-	struct saved *saved = states_get(server, stream->key);
 	struct state *state = slot->state;
 
-	if (!saved || saved->slot)
-		return false;
 	memcpy(state->stream, stream->id, stream->id_size);
 	state->stream_size = stream->id_size;
 	state->epoch = stream->epoch;
 	state->source_epoch = stream->source_epoch;
 	state->source_origin = stream->source_origin;
+	state->emitted = stream->emitted;
 	state->window = server->config->window;
 	snprintf(state->model, sizeof state->model, "%s", server->model->fingerprint);
 	snprintf(state->device, sizeof state->device, "%s", server->device->description);
 	copy_pending(server, stream, state);
-	state->emitted = stream->emitted;
-	slot->use = SLOT_SAVING;
-	slot->evict = evict;
 	slot->stream = stream;
-	slot->saved = saved;
-	slot->generation = (struct generation){
-		.number = ++saved->last_number, .epoch = state->epoch, .reach = state->position + state->pending_rows,
-		.emitted = state->emitted, .known = true
-	};
 	slot->job = (struct job){ .kind = JOB_EXPORT, .cache = stream->cache, .state = state->cache };
-	saved->slot = slot;
 	stream->slot = slot;
 	stream->in_flight++;
 	stream->hold = false;
-	stream->changed = false;
-	list_remove(&stream->unsaved);
 	worker_submit(server->worker, &slot->job);
-	return true;
 }
 
-static void free_slot(struct server *server, struct slot *slot)
+/* Save a quiet stream; the slot is free. */
+static bool save(struct server *server, struct stream *stream, struct slot *slot, bool evict)
 {
-	if (slot->stream)
-		slot->stream->slot = NULL;
-	if (slot->saved)
-		slot->saved->slot = NULL;
-	slot->stream = NULL;
-	slot->saved = NULL;
-	slot->use = SLOT_FREE;
-	resuming_go_on(server);
+	struct saved *saved = states_get(server, stream->key);
+
+	if (!saved || saved->slot)
+		return false;
+	saving_take(server, stream, slot);
+	slot->use = SLOT_SAVING;
+	slot->evict = evict;
+	slot->since_ms = stream->unsaved_ms;
+	slot->saved = saved;
+	slot->generation = (struct generation){
+		.number = ++saved->last_number, .epoch = stream->epoch, .emitted = stream->emitted, .known = true,
+		.reach = slot->state->position + slot->state->pending_rows,
+	};
+	saved->slot = slot;
+	stream->changed = false;
+	list_remove(&stream->unsaved);
+	return true;
 }
 
 /* The stream's state is not on disk after all: say so, and try again. */
@@ -119,7 +126,7 @@ static void save_failed(struct server *server, struct slot *slot, const struct e
 		stream->slot = NULL;
 		saving_note(server, stream);
 	}
-	free_slot(server, slot);
+	states_free_slot(server, slot);
 }
 
 void saving_copied(struct server *server, struct slot *slot)
@@ -132,7 +139,7 @@ void saving_copied(struct server *server, struct slot *slot)
 	if (slot->job.error.code) {
 		save_failed(server, slot, &slot->job.error);
 	} else if (!saved) { /* forgotten meanwhile */
-		free_slot(server, slot);
+		states_free_slot(server, slot);
 	} else {
 		*task = (struct store_job){
 			.task = STORE_WRITE, .state = slot->state, .number = slot->generation.number,
@@ -173,7 +180,7 @@ void saving_written(struct server *server, struct slot *slot)
 				generations_remove(&slot->saved->generations, task->generations.item[i].number);
 		generations_add(&slot->saved->generations, &slot->generation);
 	}
-	free_slot(server, slot);
+	states_free_slot(server, slot);
 	if (!stream)
 		return;
 	if (stream->feeder && stream->feeder->router)
@@ -196,14 +203,14 @@ int64_t saving_start(struct server *server)
 		struct slot *slot = states_slot(server);
 
 		next = list_next(&server->unsaved, link);
-		if (!stream->hold && stream->unsaved_ms + interval > server->now_ms)
+		if (!stream->hold && stream->unsaved_ms + interval > server->now_ms && stream->unsaved_ms > server->save_all_ms)
 			return stream->unsaved_ms + interval;
-		if (quiet(stream) && !slot)
+		if (saving_quiet(stream) && !slot)
 			break;
-		if (quiet(stream))
+		if (saving_quiet(stream))
 			save(server, stream, slot, false);
-		else if (!stream->outbox && !stream->slot)
-			stream->hold = true; /* out of the next batches, until it is quiet */
+		else
+			saving_hold(stream);
 		held += stream->hold;
 	}
 	return INT64_MAX; /* what is due waits for a slot or a batch to finish */
@@ -254,7 +261,7 @@ bool saving_evict(struct server *server, struct stream *stream)
 {
 	struct slot *slot = states_slot(server);
 
-	if (!quiet(stream) || stream_more(server, stream, 0))
+	if (!saving_quiet(stream) || stream_more(server, stream, 0))
 		return false;
 	if (stream->changed)
 		return slot && server->now_ms >= server->save_retry_ms && save(server, stream, slot, true);

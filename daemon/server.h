@@ -90,6 +90,8 @@ struct server {
 	struct slot slots[STATE_SLOTS];
 	struct held_list waiting; /* messages of streams for which there is no room yet */
 	size_t held_bytes;
+	struct request *requests; /* that wait: daemon/requests.h */
+	int64_t save_all_ms;   /* what had changed by then is saved without waiting for the interval */
 	int64_t save_retry_ms; /* nothing is saved before: the last attempt failed */
 	struct log_tap save_errors;
 	struct state_stats state_stats;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/requests.h"
 #include "daemon/server.h"
 
 /* --- the table --- */
@@ -33,13 +34,13 @@ int states_open(struct server *server, struct error *err)
 	const struct config *config = server->config;
 	int rc;
 
-	if (!config->state.dir[0])
-		return 0;
 	for (size_t i = 0; i < STATE_SLOTS; i++) {
 		rc = state_new(&server->model->shape, config->window, &server->slots[i].state, err);
 		if (rc)
 			return rc;
 	}
+	if (!config->state.dir[0])
+		return 0;
 	rc = store_open(config->state.dir, server->model, config->window, remember, server, &server->store, err);
 	if (!rc)
 		log_info("states in %s: %zu streams", config->state.dir, server->saved.n);
@@ -151,6 +152,8 @@ void states_collect(struct server *server)
 			free(task);
 		} else if (slot->use == SLOT_SAVING) {
 			saving_written(server, slot);
+		} else if (slot->use == SLOT_SERVING) {
+			requests_read(server, slot);
 		} else {
 			resuming_read(server, slot);
 		}
@@ -163,16 +166,31 @@ void states_copied(struct server *server, struct job *job)
 
 	if (slot->use == SLOT_SAVING)
 		saving_copied(server, slot);
+	else if (slot->use == SLOT_SERVING)
+		requests_copied(server, slot);
 	else
 		resuming_copied(server, slot);
 }
 
 struct slot *states_slot(struct server *server)
 {
-	for (size_t i = 0; i < STATE_SLOTS && server->store; i++)
+	for (size_t i = 0; i < STATE_SLOTS; i++)
 		if (server->slots[i].use == SLOT_FREE)
 			return &server->slots[i];
 	return NULL;
+}
+
+void states_free_slot(struct server *server, struct slot *slot)
+{
+	if (slot->stream)
+		slot->stream->slot = NULL;
+	if (slot->saved)
+		slot->saved->slot = NULL;
+	slot->stream = NULL;
+	slot->saved = NULL;
+	slot->request = NULL;
+	slot->use = SLOT_FREE;
+	resuming_go_on(server);
 }
 
 /* --- messages that wait --- */

@@ -21,6 +21,7 @@
 
 struct server;
 struct stream;
+struct request;
 
 #define STATE_SLOTS 3
 
@@ -41,12 +42,19 @@ struct saved {
 };
 
 struct slot {
-	enum { SLOT_FREE, SLOT_SAVING, SLOT_RESUMING } use;
+	enum {
+		SLOT_FREE,
+		SLOT_SAVING,   /* cache -> state -> file */
+		SLOT_RESUMING, /* file or request -> state -> cache */
+		SLOT_SERVING   /* cache or file -> state -> request */
+	} use;
 	struct state *state;
 	struct stream *stream;  /* NULL: it went away meanwhile */
 	struct saved *saved;    /* SLOT_SAVING; NULL: forgotten meanwhile */
 	struct generation generation; /* SLOT_SAVING: what will be on disk */
 	bool evict;             /* SLOT_SAVING: let go of the stream afterwards */
+	int64_t since_ms;       /* SLOT_SAVING: the stream had changed since then */
+	struct request *request; /* that is being served; NULL: none */
 	struct job job;
 	struct store_job task;
 };
@@ -100,6 +108,13 @@ void states_copied(struct server *server, struct job *job);
 
 /* --- saving.c: memory to disk --- */
 
+/* Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can. */
+bool saving_quiet(const struct stream *stream);
+void saving_hold(struct stream *stream);
+
+/* Start the copy of a quiet stream's cache and pending rows into a free slot's state. */
+void saving_take(struct server *server, struct stream *stream, struct slot *slot);
+
 /* The stream has taken rows or emitted hidden states since it was saved. */
 void saving_note(struct server *server, struct stream *stream);
 
@@ -108,6 +123,9 @@ int64_t saving_start(struct server *server);
 
 void saving_copied(struct server *server, struct slot *slot);
 void saving_written(struct server *server, struct slot *slot);
+
+/* Save the stream next, if it has changed. */
+void saving_hurry(struct server *server, struct stream *stream);
 
 /* Let go of an idle stream, now or once it is saved.  false: neither is possible just now. */
 bool saving_evict(struct server *server, struct stream *stream);
@@ -130,8 +148,16 @@ void resuming_start(struct server *server, struct stream *stream, struct saved *
 void resuming_read(struct server *server, struct slot *slot);
 void resuming_copied(struct server *server, struct slot *slot);
 
+/* Start the copy of the slot's state into the cache of stream (STREAM_LOADING, in place). */
+void resuming_give(struct server *server, struct stream *stream, struct slot *slot);
+
+/* A slot has done its work. */
+void states_free_slot(struct server *server, struct slot *slot);
+
 /* Streams that wait for a slot. */
 void resuming_go_on(struct server *server);
+
+/* --- messages that wait --- */
 
 /* Keep a copy of a message for later.  false: too much is held already. */
 bool held_add(struct server *server, struct held_list *list, const struct endpoint_message *message, bool router);

@@ -5,8 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#include "model/hash.h"
 
 #define SLOTS_MIN 64
 
@@ -27,7 +26,7 @@ void table_free(struct table *table)
 
 struct table_entry *table_find(const struct table *table, const void *key, size_t key_size)
 {
-	uint64_t hash = XXH3_64bits_withSeed(key, key_size, table->seed);
+	uint64_t hash = hash_keyed(key, key_size, table->seed);
 	struct table_entry *entry = table->slot[hash & (table->n_slots - 1)];
 
 	while (entry && (entry->hash != hash || entry->key_size != key_size || memcmp(entry->key, key, key_size)))
@@ -63,7 +62,7 @@ void table_insert(struct table *table, struct table_entry *entry)
 
 	if (table->n >= table->n_slots)
 		grow(table);
-	entry->hash = XXH3_64bits_withSeed(entry->key, entry->key_size, table->seed);
+	entry->hash = hash_keyed(entry->key, entry->key_size, table->seed);
 	slot = &table->slot[entry->hash & (table->n_slots - 1)];
 	entry->next = *slot;
 	*slot = entry;

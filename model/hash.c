@@ -35,3 +35,8 @@ void hash_text(const struct hash *hash, char ret_text[HASH_TEXT])
 	snprintf(ret_text, HASH_TEXT, "%016llx%016llx", (unsigned long long)value.high64,
 		 (unsigned long long)value.low64);
 }
+
+uint64_t hash_keyed(const void *data, size_t size, uint64_t key)
+{
+	return XXH3_64bits_withSeed(data, size, key);
+}

@@ -6,6 +6,7 @@
 #define MODEL_HASH_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "model/error.h"
 
@@ -19,5 +20,8 @@ void hash_update(struct hash *hash, const void *data, size_t size);
 
 /* The hash of what came until now, in hex; more may follow. */
 void hash_text(const struct hash *hash, char ret_text[HASH_TEXT]);
+
+/* 64 bits of hash of a few bytes under a key that peers do not know: for hash tables. */
+uint64_t hash_keyed(const void *data, size_t size, uint64_t key);
 
 #endif

@@ -1,0 +1,409 @@
+/*
+ * Control requests that wait: for a copy by the worker, for the disk, for a slot.  The peer's frames are kept, and the
+ * answer is sent when the work is done; meanwhile the loop goes on.
+ *
+ * An export is a state on its way out through a slot, an import one on its way in; a fork is both, through one slot.
+ */
+#include "daemon/requests.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/server.h"
+
+#define HEAD_BYTES 512 /* of an answer, beside a state's bytes */
+
+enum request_kind { REQUEST_SNAPSHOT, REQUEST_EXPORT, REQUEST_FORK, REQUEST_IMPORT };
+
+struct request {
+	struct request *next;
+	enum request_kind kind;
+	struct held *frames;   /* whom to answer */
+	size_t id_size, to_size;
+	unsigned char id[MESSAGE_STREAM_MAX]; /* SNAPSHOT: id_size 0: all streams */
+	unsigned char to[MESSAGE_STREAM_MAX]; /* FORK, IMPORT: the stream that is made */
+	int64_t since_ms;      /* SNAPSHOT: what had changed by then is to be saved */
+	uint64_t errors;       /* SNAPSHOT: of saving, until then */
+	bool slotted;          /* a slot is at work for it */
+};
+
+/* --- answering --- */
+
+static void remove_request(struct server *server, struct request *request)
+{
+	struct request **at = &server->requests;
+
+	while (*at != request)
+		at = &(*at)->next;
+	*at = request->next;
+	free(request->frames);
+	free(request);
+}
+
+/* Send the answer and forget the request. */
+static void answer(struct server *server, struct request *request, const void *bytes, size_t size)
+{
+	struct endpoint_message message;
+	enum endpoint_sent sent;
+	struct error error;
+
+	held_message(request->frames, &message);
+	if (control_answer(server->control, &message, bytes, size, &sent, &error))
+		log_error("%s", error.text);
+	remove_request(server, request);
+}
+
+static void refuse(struct server *server, struct request *request, const struct error *error)
+{
+	char bytes[1024];
+	struct control_writer writer;
+
+	control_begin_refusal(&writer, bytes, sizeof bytes, error->code, error->text);
+	answer(server, request, bytes, control_finish(&writer));
+}
+
+static void succeed(struct server *server, struct request *request, const struct state *state, uint64_t next)
+{
+	char bytes[HEAD_BYTES];
+	struct control_writer writer;
+
+	control_begin_answer(&writer, bytes, sizeof bytes);
+	if (state)
+		control_put_uint(&writer, "epoch", state->epoch);
+	control_put_uint(&writer, "next", next);
+	answer(server, request, bytes, control_finish(&writer));
+}
+
+/* Answer an export with the state as the bytes of a file. */
+static void send_state(struct server *server, struct request *request, const struct state *state)
+{
+	struct control_writer writer;
+	struct error error;
+	void *file = NULL;
+	char *bytes = NULL;
+	size_t size;
+
+	if (statefile_encode(&server->model->shape, state, &file, &size, &error)) {
+		refuse(server, request, &error);
+		return;
+	}
+	bytes = malloc(size + HEAD_BYTES);
+	if (!bytes) {
+		error_memory(&error, "a state");
+		refuse(server, request, &error);
+	} else {
+		control_begin_answer(&writer, bytes, size + HEAD_BYTES);
+		control_put_uint(&writer, "epoch", state->epoch);
+		control_put_uint(&writer, "position", state->position);
+		control_put_uint(&writer, "pending", state->pending_rows);
+		control_put_bin(&writer, "state", file, size);
+		answer(server, request, bytes, control_finish(&writer));
+	}
+	free(bytes);
+	free(file);
+}
+
+/* --- a state goes in --- */
+
+/* Make the stream request->to of the slot's state; if there is such a stream, in its next epoch. */
+static void give(struct server *server, struct request *request, struct slot *slot)
+{
+	struct state *state = slot->state;
+	const struct stream *old = stream_find(server, request->to, request->to_size);
+	struct stream *stream;
+	struct error error = { 0 };
+
+	if (old) {
+		state->epoch = old->epoch + 1;
+		state->source_epoch = state->epoch;
+		state->source_origin = 0;
+	}
+	if (server->phase != SERVER_SERVING)
+		error_set(&error, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
+	else if (!old && saving_make_room(server) == ROOM_NONE)
+		error_set(&error, REFUSED_TOO_MANY_STREAMS, "streams.max allows no more");
+	else
+		stream_new(server, request->to, request->to_size, state->epoch, NULL, &stream, &error);
+	if (error.code) {
+		states_free_slot(server, slot);
+		refuse(server, request, &error);
+		return;
+	}
+	stream->phase = STREAM_LOADING;
+	stream_install(server, stream);
+	slot->request = request;
+	resuming_give(server, stream, slot);
+}
+
+void requests_resumed(struct server *server, struct request *request, struct stream *stream, const struct error *error)
+{
+	if (error->code) {
+		refuse(server, request, error);
+		return;
+	}
+	succeed(server, request, NULL, stream->next);
+}
+
+/* --- a state goes out --- */
+
+/* The slot holds the state that was asked for. */
+static void serve(struct server *server, struct slot *slot)
+{
+	struct request *request = slot->request;
+
+	if (request->kind == REQUEST_FORK) {
+		give(server, request, slot);
+		return;
+	}
+	send_state(server, request, slot->state);
+	states_free_slot(server, slot);
+}
+
+void requests_copied(struct server *server, struct slot *slot)
+{
+	struct stream *stream = slot->stream;
+	struct request *request = slot->request;
+
+	stream->in_flight--;
+	stream->slot = NULL;
+	slot->stream = NULL;
+	if (slot->job.error.code) {
+		struct error error = slot->job.error;
+
+		states_free_slot(server, slot);
+		refuse(server, request, &error);
+	} else {
+		serve(server, slot);
+	}
+	stream_wake(server, stream);
+	stream_settle(server, stream);
+}
+
+void requests_read(struct server *server, struct slot *slot)
+{
+	struct request *request = slot->request;
+	struct error error = slot->task.error;
+
+	if (!error.code) {
+		serve(server, slot);
+		return;
+	}
+	error.code = REFUSED_STATE_DAMAGED;
+	states_free_slot(server, slot);
+	refuse(server, request, &error);
+}
+
+/* Begin an export or fork, if the stream is quiet and a slot free. */
+static void go_on_out(struct server *server, struct request *request)
+{
+	struct slot *slot = states_slot(server);
+	struct stream *stream = stream_find(server, request->id, request->id_size);
+	struct saved *saved = NULL;
+	struct error error;
+	char key[HASH_TEXT];
+
+	if (!slot)
+		return;
+	if (stream && !saving_quiet(stream)) {
+		saving_hold(stream);
+		return;
+	}
+	if (!stream && server->store) {
+		store_key(request->id, request->id_size, key);
+		saved = states_find(server, key);
+	}
+	if (!stream && (!saved || !saved->generations.n)) {
+		error_set(&error, REFUSED_CLOSED, "no such stream is known");
+		refuse(server, request, &error);
+		return;
+	}
+	request->slotted = true;
+	slot->use = SLOT_SERVING;
+	slot->request = request;
+	if (stream) {
+		saving_take(server, stream, slot);
+		return;
+	}
+	slot->task = (struct store_job){
+		.task = STORE_READ, .state = slot->state, .generations = saved->generations, .owner = slot
+	};
+	memcpy(slot->task.key, key, sizeof key);
+	store_submit(server->store, &slot->task);
+}
+
+/* Decode the state that an import brings and begin to make its stream, if a slot is free. */
+static void go_on_in(struct server *server, struct request *request)
+{
+	struct slot *slot = states_slot(server);
+	struct endpoint_message message;
+	struct control control;
+	struct error error = { 0 };
+	const char *bytes = NULL;
+	size_t size = 0, frame;
+
+	if (!slot || (!stream_find(server, request->to, request->to_size) && saving_make_room(server) == ROOM_SOON))
+		return;
+	held_message(request->frames, &message);
+	frame = control_request_frame(&message);
+	if (control_read(message.frame[frame].data, message.frame[frame].size, &control, &error) ||
+	    control_get_bytes(&control, "state", &bytes, &size, &error) ||
+	    statefile_decode(bytes, size, "state", &server->model->shape, server->model->fingerprint, server->config->window,
+			     slot->state, &error)) {
+		error.code = error.code <= ERR_REFUSED ? error.code : REFUSED_STATE_DAMAGED;
+		refuse(server, request, &error);
+		return;
+	}
+	if (!request->to_size) {
+		request->to_size = slot->state->stream_size;
+		memcpy(request->to, slot->state->stream, request->to_size);
+	}
+	request->slotted = true;
+	give(server, request, slot);
+}
+
+/* --- snapshots --- */
+
+/* Is all saved that had changed when the request came? */
+static bool snapshot_done(struct server *server, const struct request *request)
+{
+	struct stream *stream;
+
+	if (request->id_size) {
+		stream = stream_find(server, request->id, request->id_size);
+		return !stream || (!stream->slot && (!stream->changed || stream->unsaved_ms > request->since_ms));
+	}
+	for (size_t i = 0; i < STATE_SLOTS; i++)
+		if (server->slots[i].use == SLOT_SAVING && server->slots[i].since_ms <= request->since_ms)
+			return false;
+	for (struct link *link = list_first(&server->unsaved); link; link = list_next(&server->unsaved, link))
+		if (list_entry(link, struct stream, unsaved)->unsaved_ms <= request->since_ms)
+			return false;
+	return true;
+}
+
+static void go_on_snapshot(struct server *server, struct request *request)
+{
+	struct error error;
+
+	if (server->state_stats.errors > request->errors) {
+		error_set(&error, REFUSED_INTERNAL, "%s", server->state_stats.why);
+		refuse(server, request, &error);
+	} else if (snapshot_done(server, request)) {
+		succeed(server, request, NULL, 0);
+	}
+}
+
+void requests_go_on(struct server *server)
+{
+	struct request *next;
+
+	for (struct request *request = server->requests; request; request = next) {
+		next = request->next;
+		if (request->slotted)
+			continue;
+		if (request->kind == REQUEST_SNAPSHOT)
+			go_on_snapshot(server, request);
+		else if (request->kind == REQUEST_IMPORT)
+			go_on_in(server, request);
+		else
+			go_on_out(server, request);
+	}
+}
+
+void requests_free(struct server *server)
+{
+	while (server->requests)
+		remove_request(server, server->requests);
+}
+
+/* --- beginning --- */
+
+/* Read a stream id from the request; optional: ret_size may become 0. */
+static int read_id(const struct control *control, const char *key, bool optional, unsigned char *id, size_t *ret_size,
+		   struct error *err)
+{
+	const char *bytes = NULL;
+	size_t size = 0;
+
+	if (control_get_bytes(control, key, &bytes, &size, err))
+		return err->code;
+	if ((!size && (bytes || !optional)) || size > MESSAGE_STREAM_MAX)
+		return error_set(err, REFUSED_BAD_HEADER, "%s: expected a stream id of 1 to %d bytes", key, MESSAGE_STREAM_MAX);
+	if (size)
+		memcpy(id, bytes, size);
+	*ret_size = size;
+	return 0;
+}
+
+/* Keep the request that is being handled; what it asks for is done from the next turn of the loop on. */
+static int begin(struct server *server, const struct request *model, struct error *err)
+{
+	struct held_list list = { NULL, NULL };
+	struct request *request = calloc(1, sizeof *request);
+
+	if (!request || !held_add(server, &list, &server->message, true)) {
+		free(request);
+		return error_set(err, REFUSED_INTERNAL, "too much memory is taken by what waits: ask again");
+	}
+	*request = *model;
+	request->frames = held_pop(server, &list);
+	request->next = server->requests;
+	server->requests = request;
+	return REQUEST_WAITS;
+}
+
+int requests_snapshot(struct server *server, const struct control *control, struct control_writer *writer, struct error *err)
+{
+	struct request request = {
+		.kind = REQUEST_SNAPSHOT, .since_ms = server->now_ms, .errors = server->state_stats.errors
+	};
+	struct stream *stream;
+
+	(void)writer;
+	if (!server->store)
+		return error_set(err, REFUSED_INTERNAL, "states are not kept: state.dir is not set");
+	if (read_id(control, "stream", true, request.id, &request.id_size, err))
+		return err->code;
+	stream = stream_find(server, request.id, request.id_size);
+	if (request.id_size && !stream)
+		return error_set(err, REFUSED_CLOSED, "no such stream is in memory");
+	if (stream)
+		saving_hurry(server, stream);
+	else
+		server->save_all_ms = server->now_ms;
+	return begin(server, &request, err);
+}
+
+int requests_export(struct server *server, const struct control *control, struct control_writer *writer, struct error *err)
+{
+	struct request request = { .kind = REQUEST_EXPORT };
+
+	(void)writer;
+	if (read_id(control, "stream", false, request.id, &request.id_size, err))
+		return err->code;
+	return begin(server, &request, err);
+}
+
+int requests_fork(struct server *server, const struct control *control, struct control_writer *writer, struct error *err)
+{
+	struct request request = { .kind = REQUEST_FORK };
+
+	(void)writer;
+	if (read_id(control, "stream", false, request.id, &request.id_size, err) ||
+	    read_id(control, "to", false, request.to, &request.to_size, err))
+		return err->code;
+	return begin(server, &request, err);
+}
+
+int requests_import(struct server *server, const struct control *control, struct control_writer *writer, struct error *err)
+{
+	struct request request = { .kind = REQUEST_IMPORT };
+
+	(void)writer;
+	if (!control_has(control, "state"))
+		return error_set(err, REFUSED_BAD_HEADER, "state: missing, expected the bytes of a state file");
+	if (read_id(control, "stream", true, request.to, &request.to_size, err))
+		return err->code;
+	return begin(server, &request, err);
+}

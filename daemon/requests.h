@@ -1,0 +1,36 @@
+/*
+ * Control requests that are answered later: snapshot, export, import, fork.
+ */
+#ifndef DAEMON_REQUESTS_H
+#define DAEMON_REQUESTS_H
+
+#include "daemon/states.h"
+#include "protocol/control.h"
+
+#define REQUEST_WAITS 1 /* the answer will come when the work is done */
+
+/*
+ * Commands as in daemon/commands.c: they return REQUEST_WAITS, or a refusal.
+ *
+ *	snapshot {stream?}        save what has changed, of one stream or all, and answer when it is on disk
+ *	export {stream}           answer {epoch, position, pending, state}, state being the bytes of a state file
+ *	fork {stream, to}         make the stream `to` of a copy of `stream`; answer {next}
+ *	import {stream?, state}   make a stream of the bytes of a state file, under another id if one is given; answer {next}
+ *
+ * A stream that exists already goes on from the state in its next epoch.
+ */
+int requests_snapshot(struct server *server, const struct control *control, struct control_writer *writer, struct error *err);
+int requests_export(struct server *server, const struct control *control, struct control_writer *writer, struct error *err);
+int requests_fork(struct server *server, const struct control *control, struct control_writer *writer, struct error *err);
+int requests_import(struct server *server, const struct control *control, struct control_writer *writer, struct error *err);
+
+/* Go on with the requests that wait. */
+void requests_go_on(struct server *server);
+void requests_free(struct server *server);
+
+/* A slot at work for a request: its copy out of a cache is over, its file is read, its stream is made (or is not). */
+void requests_copied(struct server *server, struct slot *slot);
+void requests_read(struct server *server, struct slot *slot);
+void requests_resumed(struct server *server, struct request *request, struct stream *stream, const struct error *error);
+
+#endif
