@@ -26,7 +26,8 @@
 #define SOCKETS_MAX 64             /* of a context; connections do not count */
 #define POLL_MAX 16                /* endpoints and descriptors; as many as zmq_poll takes without allocating */
 #define ADDRESS_MAX 320
-#define SUBSCRIPTIONS_AT_ONCE 256
+#define DISCARD_EVERY 64    /* published messages */
+#define DISCARD_AT_ONCE 4096
 
 struct endpoint_context {
 	void *zmq;
@@ -35,7 +36,8 @@ struct endpoint_context {
 struct endpoint {
 	void *socket;
 	enum endpoint_kind kind;
-	struct tally *missed; /* of ENDPOINT_PUBLISH */
+	struct tally *missed;     /* of ENDPOINT_PUBLISH */
+	unsigned int n_published;
 	char address[ADDRESS_MAX];
 };
 
@@ -380,12 +382,14 @@ static int send_following(void *socket, const struct endpoint_frame *frames, siz
 	return failure == 0 ? 0 : -1;
 }
 
-/* Take what subscribers have sent, which is of no use here, but would be kept for us. */
-static void discard_subscriptions(void *socket)
+/* Now and then take what subscribers have sent, which is of no use here, but is kept for us until we do. */
+static void discard_subscriptions(struct endpoint *endpoint)
 {
 	zmq_msg_t msg;
 
-	for (int i = 0; i < SUBSCRIPTIONS_AT_ONCE && receive_frame(socket, &msg); i++)
+	if (endpoint->n_published++ % DISCARD_EVERY != 0)
+		return;
+	for (int i = 0; i < DISCARD_AT_ONCE && receive_frame(endpoint->socket, &msg); i++)
 		zmq_msg_close(&msg);
 }
 
@@ -396,7 +400,7 @@ static int publish_first(struct endpoint *endpoint, const struct endpoint_frame 
 	bool dropped = false;
 	int status;
 
-	discard_subscriptions(endpoint->socket);
+	discard_subscriptions(endpoint);
 	status = send_first(endpoint, frame, more);
 	if (status != 0 && errno == EAGAIN) {
 		dropped = true;

@@ -443,6 +443,6 @@ bool wire_find(struct wire_reader map, const char *key, struct wire_reader *ret_
 
 bool wire_is(const struct wire_value *value, const char *text)
 {
-	return value->type == WIRE_STR && value->bytes.size == strlen(text)
-	    && memcmp(value->bytes.data, text, value->bytes.size) == 0;
+	return value->type == WIRE_STR && strncmp(value->bytes.data, text, value->bytes.size) == 0
+	    && value->bytes.size == strlen(text);
 }

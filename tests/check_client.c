@@ -34,8 +34,10 @@ static void set_up(void)
 static void tear_down(void)
 {
 	client_free(client, 0);
+	client = NULL;
 	endpoint_message_clear(&received);
 	endpoint_free(endpoint, 0);
+	endpoint = NULL;
 	endpoint_context_free(context);
 }
 
