@@ -1,0 +1,200 @@
+/*
+ * The forward pass, layer by layer, as a sequence of launches on one stream:
+ *
+ *   normed = norm(residual += scale * mixed)       add_norm
+ *   proj = normed in_proj^T                        matmul
+ *   gated = SSM(conv(proj)) * silu(z)              scan, or the chunk kernels
+ *   mixed = gated out_proj^T                       matmul; the gated norm's scale waits for the next add_norm
+ */
+#include "gpu/forward.h"
+
+#include <string.h>
+
+#include "gpu/add_norm.h"
+#include "gpu/check.h"
+#include "gpu/gated_norm.h"
+#include "gpu/scan.h"
+
+bool forward_chunked(const struct layout *layout, enum precision precision, size_t window)
+{
+	return precision == PRECISION_BFLOAT16 && window >= CHUNK_MIN_WINDOW && layout->taps == 4 &&
+	       layout->head_dim % SLICE == 0 && (layout->state == 64 || layout->state == 128);
+}
+
+/* Bytes of the working memory, in the order in which forward_open takes it. */
+struct sizes {
+	size_t residual, normed, proj, gated, mixed, squares, x, bc, scores, steps, states;
+	size_t state_chunks;
+};
+
+static struct sizes sizes_of(const struct layout *l, const struct batch_limits *limits, bool bfloat16)
+{
+	bool chunked = limits->chunks > 0;
+	size_t rows = limits->rows, number = bfloat16 ? 2 : 4, window_chunks, slices = (size_t)(l->inner / SLICE);
+	size_t parts = chunked ? slices : (size_t)l->heads;
+	struct sizes s = {
+		.residual = rows * (size_t)l->hidden_cols * sizeof(float),
+		.normed = rows * (size_t)l->hidden_cols * number,
+		.proj = rows * (size_t)l->proj_cols * number,
+		.gated = rows * (size_t)l->inner_cols * number,
+		.mixed = rows * (size_t)l->hidden_cols * number,
+		.squares = rows * parts * sizeof(float),
+	};
+
+	if (!chunked)
+		return s;
+	window_chunks = (limits->window + CHUNK_ROWS - 1) / CHUNK_ROWS;
+	s.state_chunks = (rows / limits->window + 1) * window_chunks;
+	s.x = s.gated;
+	s.bc = rows * 2 * (size_t)(l->groups * l->state) * number;
+	s.scores = limits->score_tiles * (size_t)l->groups * 256 * sizeof(float);
+	s.steps = rows * (size_t)l->heads * sizeof(float2);
+	s.states = s.state_chunks * slices * SLICE * (size_t)l->state * number;
+	return s;
+}
+
+size_t forward_bytes(const struct layout *layout, const struct batch_limits *limits, bool bfloat16)
+{
+	struct sizes s = sizes_of(layout, limits, bfloat16);
+
+	return s.residual + s.normed + s.proj + s.gated + s.mixed + s.squares + s.x + s.bc + s.scores + s.steps +
+	       s.states;
+}
+
+/* Zeroed device memory, freed by forward_close. */
+static int take(struct forward *f, size_t bytes, void *ret_memory, struct error *err)
+{
+	void *memory;
+	int rc;
+
+	if (bytes == 0)
+		return 0;
+	rc = cuda_check(cudaMalloc(&memory, bytes), "working memory", err);
+	if (rc != 0)
+		return rc;
+	f->memory[f->n_memory++] = memory;
+	memcpy(ret_memory, &memory, sizeof(memory));
+	return cuda_check(cudaMemsetAsync(memory, 0, bytes, f->stream), "clearing working memory", err);
+}
+
+int forward_open(struct forward *forward, struct error *err)
+{
+	struct forward *f = forward;
+	struct sizes s = sizes_of(&f->layout, &f->limits, f->bfloat16);
+	struct { size_t bytes; void *to; } blocks[] = {
+		{ s.residual, &f->residual }, { s.normed, &f->normed }, { s.proj, &f->proj },
+		{ s.gated, &f->gated }, { s.mixed, &f->mixed }, { s.squares, &f->squares },
+		{ s.x, &f->chunk.x }, { s.bc, &f->chunk.bc }, { s.scores, &f->chunk.scores },
+		{ s.steps, &f->chunk.steps }, { s.states, &f->chunk.states },
+	};
+	int rc = 0;
+
+	for (size_t i = 0; i < sizeof(blocks) / sizeof(*blocks) && rc == 0; i++)
+		rc = take(f, blocks[i].bytes, blocks[i].to, err);
+	f->parts = f->chunked ? f->layout.inner / SLICE : f->layout.heads;
+	f->state_chunks = s.state_chunks;
+	f->chunk.proj = f->proj;
+	f->chunk.gated = f->gated;
+	f->chunk.squares = f->squares;
+	if (rc == 0 && f->chunked)
+		rc = cuda_check(chunk_ssd_setup(), "preparing kernels", err);
+	if (rc == 0 && f->chunked)
+		rc = cuda_check(chunk_states_setup(), "preparing kernels", err);
+	return rc;
+}
+
+void forward_close(struct forward *forward)
+{
+	for (size_t i = 0; i < forward->n_memory; i++)
+		cudaFree(forward->memory[i]);
+	forward->n_memory = 0;
+}
+
+/*
+ * A segment's chunks follow each other, on one block for every four slices.  Where that leaves most processors idle
+ * behind the longest segment, all chunks at once win, although their states go through memory.
+ */
+enum mixer forward_mixer(const struct forward *forward, const struct batch_size *size)
+{
+	size_t group_slices = (size_t)(forward->layout.inner / forward->layout.groups / SLICE);
+	size_t blocks = (size_t)forward->layout.groups * ((group_slices + 3) / 4);
+
+	if (!forward->chunked)
+		return MIXER_SCAN;
+	if (size->longest > 1 && size->longest * (size_t)forward->processors > size->chunks * blocks &&
+	    size->chunks <= forward->state_chunks)
+		return MIXER_CHUNKS;
+	return MIXER_SEGMENTS;
+}
+
+/* Before layer i, or with i = layers behind the last one. */
+static cudaError_t next_layer(const struct forward *f, int i, size_t rows)
+{
+	bool last = i == f->layout.layers;
+	struct add_norm args = {
+		.residual = f->residual,
+		.from_input = i < 2,
+		.mixer = i > 0 ? f->mixed : NULL,
+		.bias = i > 0 ? f->weights->layers[i - 1].out_bias : NULL,
+		.squares = i > 0 && f->layout.gated_norm_groups == 1 ? f->squares : NULL,
+		.parts = f->parts,
+		.weight = last ? f->weights->norm_f : f->weights->layers[i].norm,
+		.normed = last ? NULL : f->normed,
+		.stream_plane = i > 0 ? f->planes[i - 1] : -1,
+		.normed_plane = last ? f->planes[i] : -1,
+		.max_rows = f->limits.rows,
+		.output_dtype = f->output_dtype,
+	};
+
+	return add_norm(&f->layout, &args, f->bfloat16, f->view, rows, f->stream);
+}
+
+static cudaError_t mix(const struct forward *f, int i, const struct batch_size *size, enum mixer mixer)
+{
+	const struct layout *l = &f->layout;
+	const struct layer_weights *weights = &f->weights->layers[i];
+	struct scan args = { weights, i, f->proj, f->gated, f->squares };
+	cudaError_t status;
+
+	if (mixer == MIXER_SCAN)
+		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
+	status = chunk_conv(l, weights, i, &f->chunk, f->view, size->chunks, f->stream);
+	if (status == cudaSuccess && mixer == MIXER_SEGMENTS)
+		return chunk_segments(l, weights, i, &f->chunk, f->view, size->segments, f->stream);
+	if (status == cudaSuccess)
+		status = chunk_states(l, i, &f->chunk, f->view, size->segments, f->stream);
+	if (status == cudaSuccess)
+		status = chunk_outputs(l, weights, i, &f->chunk, f->view, size->chunks, f->stream);
+	return status;
+}
+
+static int run_layer(const struct forward *f, int i, const struct batch_size *size, enum mixer mixer,
+		     struct error *err)
+{
+	const struct layer_weights *w = &f->weights->layers[i];
+	int rc = cuda_check(next_layer(f, i, size->rows), "add_norm", err);
+
+	if (rc == 0)
+		rc = cublas_check(matmul_run(f->in_proj, f->normed, w->in_proj, w->in_proj_bias, f->proj, size->rows),
+				  "in_proj", err);
+	if (rc == 0)
+		rc = cuda_check(mix(f, i, size, mixer), "mixer", err);
+	if (rc == 0 && f->layout.gated_norm_groups > 1)
+		rc = cuda_check(gated_norm(&f->layout, f->gated, f->bfloat16, f->squares, f->parts, f->view,
+					   size->rows, f->stream), "gated norm", err);
+	if (rc == 0)
+		rc = cublas_check(matmul_run(f->out_proj, f->gated, w->out_proj, NULL, f->mixed, size->rows),
+				  "out_proj", err);
+	return rc;
+}
+
+int forward_run(const struct forward *forward, const struct batch_size *size, enum mixer mixer, struct error *err)
+{
+	int rc = 0;
+
+	for (int i = 0; i < forward->layout.layers && rc == 0; i++)
+		rc = run_layer(forward, i, size, mixer, err);
+	if (rc == 0)
+		rc = cuda_check(next_layer(forward, forward->layout.layers, size->rows), "final norm", err);
+	return rc;
+}

@@ -1,0 +1,287 @@
+/*
+ * Products and the choice of their algorithms.  In cuBLASLt's column-major terms y^T [n, rows] = w^T' x^T.
+ */
+#include "gpu/matmul.h"
+
+#include <string.h>
+
+#include "gpu/check.h"
+#include "gpu/probe.h"
+
+#define CANDIDATES 8
+#define REPEATS 6
+
+int matmul_library_open(struct matmul_library *library, cudaStream_t stream, struct error *err)
+{
+	int rc = cublas_check(cublasLtCreate(&library->handle), "starting cuBLASLt", err);
+
+	library->stream = stream;
+	if (rc == 0)
+		rc = cuda_check(cudaMalloc(&library->workspace, MATMUL_WORKSPACE), "memory for cuBLASLt", err);
+	return rc;
+}
+
+void matmul_library_close(struct matmul_library *library)
+{
+	cudaFree(library->workspace);
+	if (library->handle)
+		cublasLtDestroy(library->handle);
+}
+
+/* What describes a product to cuBLASLt; plain values, nothing to free. */
+struct problem {
+	cublasLtMatmulDescOpaque_t product;
+	cublasLtMatrixLayoutOpaque_t w, x, y;
+};
+
+static cublasStatus_t describe(const struct matmul *m, size_t rows, const void *bias, struct problem *p)
+{
+	cudaDataType type = m->bfloat16 ? CUDA_R_16BF : CUDA_R_32F;
+	cublasOperation_t transposed = CUBLAS_OP_T;
+	cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+	cublasStatus_t status = cublasLtMatmulDescInit(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+							sizeof(transposed));
+	if (status == CUBLAS_STATUS_SUCCESS && bias)
+		status = cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+							sizeof(epilogue));
+	if (status == CUBLAS_STATUS_SUCCESS && bias)
+		status = cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+							sizeof(bias));
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatrixLayoutInit(&p->w, type, m->k, m->n, (int64_t)m->k);
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatrixLayoutInit(&p->x, type, m->k, rows, (int64_t)m->k);
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatrixLayoutInit(&p->y, type, m->n, rows, (int64_t)m->n);
+	return status;
+}
+
+static cublasStatus_t run(const struct matmul *m, const cublasLtMatmulAlgo_t *algo, const void *x, const void *w,
+			  const void *bias, void *y, size_t rows)
+{
+	const struct matmul_library *library = m->library;
+	struct problem p;
+	float one = 1.0f, zero = 0.0f;
+	cublasStatus_t status = describe(m, rows, bias, &p);
+
+	if (status != CUBLAS_STATUS_SUCCESS)
+		return status;
+	return cublasLtMatmul(library->handle, &p.product, &one, w, &p.w, x, &p.x, &zero, y, &p.y, y, &p.y, algo,
+			      library->workspace, MATMUL_WORKSPACE, library->stream);
+}
+
+cublasStatus_t matmul_run(const struct matmul *matmul, const void *x, const void *w, const void *bias, void *y,
+			  size_t rows)
+{
+	size_t i = 0;
+
+	while (i + 1 < matmul->n_rungs && matmul->rungs[i].rows < rows)
+		i++;
+	return run(matmul, &matmul->rungs[i].algo, x, w, bias, y, rows);
+}
+
+size_t matmul_ladder(size_t max_rows, size_t rows[MATMUL_RUNGS])
+{
+	size_t n = 0;
+
+	/* Steps of a quarter of a power of two, of a half beyond 2048; all multiples of 8 from 8 on. */
+	for (size_t power = 1; power < max_rows && n + 5 < MATMUL_RUNGS; power *= 2) {
+		size_t step = power < 8 ? power : power < 32 ? 8 : power < 2048 ? power / 4 : power / 2;
+
+		for (size_t r = power; r < 2 * power && r < max_rows; r += step)
+			rows[n++] = r;
+	}
+	rows[n++] = max_rows;
+	return n;
+}
+
+/* What choosing needs, and the reference: y of the most rows by one algorithm. */
+struct tuning {
+	struct matmul *matmul;
+	const struct matmul_weights *weights;
+	size_t max_rows, number_size;
+	void *x, *y, *reference;
+	unsigned *differ;
+	cublasLtMatmulAlgo_t algo; /* that made the reference */
+	cudaEvent_t start, stop;
+};
+
+static int tuning_open(struct tuning *t, struct error *err)
+{
+	const struct matmul *m = t->matmul;
+	size_t x_bytes = t->max_rows * m->k * t->number_size, y_bytes = t->max_rows * m->n * t->number_size;
+	int rc = cuda_check(cudaMalloc(&t->x, x_bytes), "memory to tune products", err);
+
+	if (rc == 0)
+		rc = cuda_check(cudaMalloc(&t->y, y_bytes), "memory to tune products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaMalloc(&t->reference, y_bytes), "memory to tune products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaMalloc((void **)&t->differ, sizeof(*t->differ)), "memory to tune products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaEventCreate(&t->start), "event", err);
+	if (rc == 0)
+		rc = cuda_check(cudaEventCreate(&t->stop), "event", err);
+	if (rc == 0)
+		rc = cuda_check(probe_fill(t->x, m->bfloat16, t->max_rows * m->k, m->library->stream), "noise", err);
+	return rc;
+}
+
+static void tuning_close(struct tuning *t)
+{
+	cudaFree(t->x);
+	cudaFree(t->y);
+	cudaFree(t->reference);
+	cudaFree(t->differ);
+	if (t->start)
+		cudaEventDestroy(t->start);
+	if (t->stop)
+		cudaEventDestroy(t->stop);
+}
+
+/* The algorithms that cuBLASLt proposes for this many rows, best first by its estimate. */
+static int propose(const struct tuning *t, size_t rows, cublasLtMatmulHeuristicResult_t found[CANDIDATES],
+		   int *ret_found, struct error *err)
+{
+	uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
+	uint64_t workspace = MATMUL_WORKSPACE;
+	cublasLtMatmulPreferenceOpaque_t preference;
+	struct problem p;
+	cublasStatus_t status = describe(t->matmul, rows, t->weights->bias, &p);
+
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatmulPreferenceInit(&preference);
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+							      &reduction, sizeof(reduction));
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+							      &workspace, sizeof(workspace));
+	*ret_found = 0;
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatmulAlgoGetHeuristic(t->matmul->library->handle, &p.product, &p.w, &p.x, &p.y, &p.y,
+							&preference, CANDIDATES, found, ret_found);
+	if (status == CUBLAS_STATUS_NOT_SUPPORTED || (status == CUBLAS_STATUS_SUCCESS && *ret_found == 0))
+		return error_set(err, ERR_UNSUPPORTED, "device cuda: cuBLASLt has no product for %zu rows of %zu x %zu",
+				 rows, t->matmul->n, t->matmul->k);
+	return cublas_check(status, "choosing a matrix product", err);
+}
+
+static cublasStatus_t run_probe(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size_t weight, void *y,
+				size_t rows)
+{
+	const struct matmul_weights *w = t->weights;
+
+	return run(t->matmul, algo, t->x, w->at(w->owner, weight % w->count), w->bias, y, rows);
+}
+
+/* Whether algo gives the reference's bits.  One that does not run at all does not. */
+static int agrees(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size_t rows, bool *ret_agrees,
+		  struct error *err)
+{
+	cudaStream_t stream = t->matmul->library->stream;
+	size_t bytes = rows * t->matmul->n * t->number_size;
+	unsigned differ = 1;
+	int rc;
+
+	*ret_agrees = false;
+	rc = cuda_check(cudaMemsetAsync(t->y, 0xff, bytes, stream), "tuning products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaMemsetAsync(t->differ, 0, sizeof(differ), stream), "tuning products", err);
+	if (rc != 0 || run_probe(t, algo, 0, t->y, rows) != CUBLAS_STATUS_SUCCESS)
+		return rc;
+	rc = cuda_check(probe_compare(t->y, t->reference, bytes, t->differ, stream), "tuning products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaMemcpyAsync(&differ, t->differ, sizeof(differ), cudaMemcpyDeviceToHost, stream),
+				"tuning products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaStreamSynchronize(stream), "tuning products", err);
+	*ret_agrees = differ == 0;
+	return rc;
+}
+
+/* Milliseconds for REPEATS products, each with the next weights. */
+static int measure(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size_t rows, float *ret_ms,
+		   struct error *err)
+{
+	cudaStream_t stream = t->matmul->library->stream;
+	int rc = cuda_check(cudaEventRecord(t->start, stream), "tuning products", err);
+
+	for (size_t i = 0; i < REPEATS && rc == 0; i++)
+		rc = cublas_check(run_probe(t, algo, i, t->y, rows), "tuning products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaEventRecord(t->stop, stream), "tuning products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaEventSynchronize(t->stop), "tuning products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaEventElapsedTime(ret_ms, t->start, t->stop), "tuning products", err);
+	return rc;
+}
+
+/* The fastest algorithm for this many rows that agrees with the reference. */
+static int choose(const struct tuning *t, size_t rows, cublasLtMatmulAlgo_t *ret_algo, struct error *err)
+{
+	cublasLtMatmulHeuristicResult_t found[CANDIDATES + 1];
+	float best = 0.0f, ms;
+	int n, rc = propose(t, rows, found, &n, err);
+
+	found[n++].algo = t->algo;
+	for (int i = 0; i < n && rc == 0; i++) {
+		bool same;
+
+		rc = agrees(t, &found[i].algo, rows, &same, err);
+		if (rc != 0 || !same)
+			continue;
+		rc = measure(t, &found[i].algo, rows, &ms, err);
+		if (rc == 0 && (best == 0.0f || ms < best)) {
+			best = ms;
+			*ret_algo = found[i].algo;
+		}
+	}
+	if (rc == 0 && best == 0.0f)
+		return error_set(err, ERR_UNSUPPORTED,
+				 "device cuda: products of %zu x %zu differ between %zu and %zu rows", t->matmul->n,
+				 t->matmul->k, rows, t->max_rows);
+	return rc;
+}
+
+/* One algorithm's result for the most rows, against which all others are held. */
+static int make_reference(struct tuning *t, struct error *err)
+{
+	cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+	int n, rc = propose(t, t->max_rows, found, &n, err);
+
+	if (rc != 0)
+		return rc;
+	t->algo = found[0].algo;
+	rc = cublas_check(run_probe(t, &t->algo, 0, t->reference, t->max_rows), "tuning products", err);
+	if (rc == 0)
+		rc = cuda_check(cudaStreamSynchronize(t->matmul->library->stream), "tuning products", err);
+	return rc;
+}
+
+int matmul_tune(const struct matmul_library *library, size_t n, size_t k, bool bfloat16, size_t max_rows,
+		const struct matmul_weights *weights, struct matmul *ret_matmul, struct error *err)
+{
+	struct matmul matmul = { .library = library, .n = n, .k = k, .bfloat16 = bfloat16 };
+	struct tuning t = {
+		.matmul = &matmul, .weights = weights, .max_rows = max_rows, .number_size = bfloat16 ? 2 : 4
+	};
+	size_t rows[MATMUL_RUNGS], rungs = matmul_ladder(max_rows, rows);
+	int rc = tuning_open(&t, err);
+
+	if (rc == 0)
+		rc = make_reference(&t, err);
+	for (size_t i = 0; i < rungs && rc == 0; i++) {
+		matmul.rungs[i].rows = rows[i];
+		rc = choose(&t, rows[i], &matmul.rungs[i].algo, err);
+	}
+	matmul.n_rungs = rungs;
+	tuning_close(&t);
+	if (rc == 0)
+		*ret_matmul = matmul;
+	return rc;
+}
