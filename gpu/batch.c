@@ -4,7 +4,7 @@
  */
 #include "gpu/batch.h"
 
-#include "gpu/pool.h"
+#include "gpu/slots.h"
 
 static size_t round_up(size_t n, size_t to)
 {

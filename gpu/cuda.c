@@ -14,7 +14,7 @@
 #include "gpu/graphs.h"
 #include "gpu/layout.h"
 #include "gpu/matmul.h"
-#include "gpu/pool.h"
+#include "gpu/slots.h"
 #include "gpu/rows.h"
 #include "gpu/scan.h"
 #include "gpu/weights.h"
@@ -43,7 +43,7 @@ struct cuda {
 	struct matmul in_proj, out_proj;
 	struct forward forward;
 	struct graphs graphs;
-	struct pool *pool;
+	struct slots *slots;
 
 	int *planes;         /* [layers + 1], as forward.h says */
 	int *output_planes;  /* [n_outputs] on the device */
@@ -275,10 +275,10 @@ static int make_forward(struct cuda *cuda, struct error *err)
 	return forward_open(f, err);
 }
 
-/* The pool comes last and takes what is left, unless it is told how much. */
-static int make_pool(struct cuda *cuda, size_t bytes, struct error *err)
+/* The caches' slots come last and take what is left, unless they are told how much. */
+static int make_slots(struct cuda *cuda, size_t bytes, struct error *err)
 {
-	size_t available, total, slots;
+	size_t available, total;
 	int rc = 0;
 
 	if (bytes == 0) {
@@ -287,12 +287,11 @@ static int make_pool(struct cuda *cuda, size_t bytes, struct error *err)
 			bytes = available > RESERVE ? available - RESERVE : 0;
 	}
 	if (rc == 0)
-		rc = pool_new(&cuda->layout, bytes, cuda->compute, &cuda->pool, err);
+		rc = slots_new(&cuda->layout, bytes, cuda->compute, &cuda->slots, err);
 	if (rc != 0)
 		return rc;
-	slots = pool_slots(cuda->pool);
-	if (cuda->base.max_segments > slots)
-		cuda->base.max_segments = slots;
+	if (cuda->base.max_segments > slots_count(cuda->slots))
+		cuda->base.max_segments = slots_count(cuda->slots);
 	return 0;
 }
 
@@ -321,7 +320,7 @@ static int build(struct cuda *cuda, const struct device_options *options, struct
 	if (rc == 0)
 		rc = graphs_open(&cuda->graphs, &cuda->forward, err);
 	if (rc == 0)
-		rc = make_pool(cuda, options->cache_bytes, err);
+		rc = make_slots(cuda, options->cache_bytes, err);
 	return rc;
 }
 
@@ -331,7 +330,7 @@ static void cuda_close(struct device *device)
 
 	cudaSetDevice(cuda->index);
 	cudaDeviceSynchronize();
-	pool_free(cuda->pool);
+	slots_free(cuda->slots);
 	graphs_close(&cuda->graphs);
 	forward_close(&cuda->forward);
 	matmul_library_close(&cuda->library);
@@ -396,12 +395,12 @@ static int cuda_open(const struct model *model, const struct device_options *opt
 
 static int cuda_cache_new(struct device *device, struct cache **ret_cache, struct error *err)
 {
-	return pool_cache_new(cuda_of(device)->pool, ret_cache, err);
+	return slots_cache_new(cuda_of(device)->slots, ret_cache, err);
 }
 
 static void cuda_cache_free(struct device *device, struct cache *cache)
 {
-	pool_cache_free(cuda_of(device)->pool, cache);
+	slots_cache_free(cuda_of(device)->slots, cache);
 }
 
 static int check_lost(struct cuda *cuda, struct error *err)
@@ -422,7 +421,7 @@ static int cuda_cache_export(struct device *device, const struct cache *cache, f
 	struct cuda *cuda = cuda_of(device);
 	int rc = check_lost(cuda, err);
 
-	return rc != 0 ? rc : note_lost(cuda, pool_export(cuda->pool, cache, state, err));
+	return rc != 0 ? rc : note_lost(cuda, slots_export(cuda->slots, cache, state, err));
 }
 
 static int cuda_cache_import(struct device *device, struct cache *cache, const float *state, struct error *err)
@@ -430,7 +429,7 @@ static int cuda_cache_import(struct device *device, struct cache *cache, const f
 	struct cuda *cuda = cuda_of(device);
 	int rc = check_lost(cuda, err);
 
-	return rc != 0 ? rc : note_lost(cuda, pool_import(cuda->pool, cache, state, err));
+	return rc != 0 ? rc : note_lost(cuda, slots_import(cuda->slots, cache, state, err));
 }
 
 static void *cuda_host_alloc(struct device *device, size_t bytes)
@@ -511,7 +510,7 @@ static int cuda_submit(struct device *device, const struct batch *batch, struct 
 	if (rc == 0)
 		rc = check_batch(cuda, batch, err);
 	if (rc == 0)
-		rc = note_lost(cuda, pool_bring(cuda->pool, batch, err));
+		rc = note_lost(cuda, slots_bring(cuda->slots, batch, err));
 	if (rc != 0)
 		return rc;
 	size = batch_build(&cuda->forward.limits, batch, cuda->layout.hidden, dtype_size(device->output_dtype), t->view,

@@ -129,6 +129,6 @@ bool precision_find(const char *name, enum precision *ret_precision);
 const char *precision_name(enum precision precision);
 
 extern const struct backend backend_cpu;  /* model/cpu.c */
-extern const struct backend backend_cuda; /* gpu/cuda.cu, or gpu/stub.c in a build without CUDA */
+extern const struct backend backend_cuda; /* gpu/cuda.c, or gpu/stub.c in a build without CUDA */
 
 #endif
