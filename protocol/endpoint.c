@@ -327,8 +327,8 @@ static int send_built(void *socket, zmq_msg_t *msg, bool more)
 	return -1;
 }
 
-/* Send the first frame, always as a copy: whoever is refused here still has everything it lent. */
-static int send_first(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more)
+/* Hand over the first frame, always as a copy: whoever is refused here still has everything it lent. */
+static int offer_first(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more)
 {
 	struct endpoint_frame copied = { .data = frame->data, .size = frame->size };
 	zmq_msg_t msg;
@@ -346,6 +346,20 @@ static int send_first(struct endpoint *endpoint, const struct endpoint_frame *fr
 	return send_built(endpoint->socket, &msg, more);
 }
 
+/* Send the first frame, or fail with EAGAIN where there is no room. */
+static int send_first(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more)
+{
+	int status = offer_first(endpoint, frame, more), events;
+	size_t size = sizeof events;
+
+	if (status == 0 || errno != EAGAIN)
+		return status;
+	/* News of room that peers have made is looked at now and then only; asking for events looks at once. */
+	if (zmq_getsockopt(endpoint->socket, ZMQ_EVENTS, &events, &size) != 0)
+		return -1;
+	return offer_first(endpoint, frame, more);
+}
+
 /* Send the first frame to the subscribers that have room, although one of them has none. */
 static int send_first_lossy(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more)
 {
@@ -353,7 +367,7 @@ static int send_first_lossy(struct endpoint *endpoint, const struct endpoint_fra
 	int status = set_options(endpoint->socket, &drop, 1);
 
 	if (status == 0)
-		status = send_first(endpoint, frame, more);
+		status = offer_first(endpoint, frame, more);
 	if (status == 0)
 		status = set_options(endpoint->socket, &keep, 1);
 	return status;
