@@ -56,7 +56,7 @@ static int open_device(struct server *server, struct error *err)
 	if (rc)
 		return rc;
 	if (err->text[0]) /* auto passed better devices over */
-		log_notice("%s", err->text);
+		log_info("%s", err->text);
 	log_info("model %s: %zu layers, hidden_size %zu, fingerprint %s", config->model, server->model->shape.num_layers,
 		 server->model->shape.hidden_size, server->model->fingerprint);
 	log_info("device %s, window %zu, batches of up to %zu rows, ready in %.2f s", server->device->description,
