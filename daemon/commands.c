@@ -125,7 +125,7 @@ static int command_streams(struct server *server, const struct control *request,
 			   struct error *err)
 {
 	const struct table_entry *entry = NULL;
-	const char *prefix = NULL;
+	const char *prefix = "";
 	size_t prefix_size = 0, listed = 0, matching = 0;
 
 	if (control_get_bytes(request, "prefix", &prefix, &prefix_size, err))
