@@ -2,6 +2,8 @@
  * The cpu back end: opening a device, its caches, and batches.  A batch is computed by submit, on a pool of threads of
  * which the caller is one; the forward pass itself is in cpu_forward.c.
  */
+#include "model/cpu.h"
+
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +12,6 @@
 #include "model/cpu_cache.h"
 #include "model/cpu_forward.h"
 #include "model/cpu_memory.h"
-#include "model/device.h"
 
 #define ROWS_OF_A_BATCH 1024 /* unless the options say otherwise */
 #define ALIGNMENT 64         /* of host memory: a cache line */
@@ -29,6 +30,13 @@ struct cpu_device {
 static struct cpu_device *cpu_of(struct device *device)
 {
 	return (struct cpu_device *)device;
+}
+
+struct cpu_parts cpu_parts_of(struct device *device)
+{
+	const struct cpu_device *cpu = cpu_of(device);
+
+	return (struct cpu_parts){ .kernels = cpu->kernels, .threads = cpu->threads, .weights = cpu->weights };
 }
 
 static enum precision choose_precision(const struct model *model, const struct cpu_kernels *kernels,

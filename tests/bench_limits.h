@@ -1,5 +1,6 @@
 /*
- * What a device could do at best, measured in the same run as the forward pass: by these limits it is judged.
+ * What a device could do at best, by which its forward pass is judged.  Measuring takes turns with the forward pass: a
+ * meter is made once for a device and runs a few times.
  */
 #ifndef TESTS_BENCH_LIMITS_H
 #define TESTS_BENCH_LIMITS_H
@@ -11,23 +12,25 @@
 struct bench_limits {
 	double matmul_gflops;  /* operations per second from registers alone, in the number format of the products */
 	double bytes_per_s;    /* reading memory */
-	double matmul_only_ms; /* the model's matrix products for `rows` rows alone, through the device's own library */
+	double matmul_only_ms; /* the model's matrix products for one forward pass, through the device's own library */
+	size_t weight_bytes;   /* of the packed weights */
+	size_t threads;        /* that the device computes on; 0 where that means nothing */
 };
 
-/*
- * Measuring takes turns with the forward pass: a meter is made once, runs a few times, and keeps the best of each.
- * threads is how many the device uses (CPU).
- */
 struct bench_meter;
 
 struct bench_meter_type {
 	const char *backend; /* "cpu", "cuda" */
-	int (*new)(const struct device *device, size_t rows, size_t threads, struct bench_meter **ret_meter,
-		   struct error *err);
-	int (*run)(struct bench_meter *meter, struct bench_limits *limits, struct error *err);
-	void (*free)(struct bench_meter *meter); /* NULL is fine */
+
+	/* A meter for forward passes of so many rows. */
+	int (*open)(struct device *device, size_t rows, struct bench_meter **ret_meter, struct error *err);
+	int (*run)(struct bench_meter *meter, struct bench_limits *ret_limits, struct error *err);
+	void (*close)(struct bench_meter *meter);
 };
 
 extern const struct bench_meter_type bench_meter_cpu; /* tests/bench_limits_cpu.c */
+
+/* Seconds of a clock that never jumps. */
+double bench_now(void);
 
 #endif
