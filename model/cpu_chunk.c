@@ -67,10 +67,10 @@ INLINE void tile_from_state(tile acc, const int vecs, const bool pairs, const st
 			acc[r][v] = vec_set(0);
 	if (pairs)
 		tile_sum_pairs(acc, TILE_ROWS, vecs, scan->c_pairs + c / 2, stride / 2, 1,
-			       part->scratch->state_pairs + p, step, n / 2, (struct fetch){ upcoming, 128 });
+			       part->scratch->state_pairs + p, step, n / 2, (struct fetch){ upcoming, 64 });
 	else
 		tile_sum(acc, TILE_ROWS, vecs, scan->c + c, stride, 1, state + p, step, n,
-			 (struct fetch){ upcoming, 64 });
+			 (struct fetch){ upcoming, 32 });
 }
 
 /* y of rows t ... and columns p ... */
@@ -103,20 +103,20 @@ INLINE void tile_output(const int vecs, const bool pairs, const struct cpu_part 
 			gate(part, t + r, p + (size_t)v * LANES, acc[r][v]);
 }
 
-/* All y of the part.  Each tile fetches as much of the upcoming state as it has columns of this one. */
+/* All y of the part.  Meanwhile the first half of the upcoming state is fetched. */
 INLINE void output_rows(const bool pairs, const struct cpu_part *part, const float *state, const float *upcoming)
 {
-	const size_t head_dim = part->scan->head_dim, tile_bytes = part->scan->state_size * 16;
+	const size_t head_dim = part->scan->head_dim, state_size = part->scan->state_size;
 	size_t fetched = 0;
 
 	for (size_t t = 0; t < part->rows; t += TILE_ROWS) {
 		size_t p = 0;
 
-		for (; p + VECS * LANES <= head_dim; p += VECS * LANES, fetched += tile_bytes)
+		for (; p + VECS * LANES <= head_dim; p += VECS * LANES, fetched += state_size * 8)
 			tile_output(VECS, pairs, part, t, p, state, upcoming + fetched);
 		for (; p < head_dim; p += LANES)
 			tile_output(1, pairs, part, t, p, state, upcoming + fetched);
-		if (fetched >= head_dim * part->scan->state_size)
+		if (fetched >= head_dim * state_size / 2)
 			fetched = 0;
 	}
 }
@@ -188,12 +188,15 @@ INLINE void tile_state(const int vecs, const bool pairs, const struct cpu_part *
 			vec_store(next + at + r * head_dim + v * LANES, acc[r][v]);
 }
 
-INLINE void advance_state(const bool pairs, const struct cpu_part *part, const float *state, float *next)
+/* The state after the part.  Meanwhile the second half of the upcoming state is fetched. */
+INLINE void advance_state(const bool pairs, const struct cpu_part *part, const float *state, float *next,
+			  const float *upcoming)
 {
 	const vec decay = vec_exp(vec_set(part->scratch->log_decay[part->rows - 1]));
 	const size_t head_dim = part->scan->head_dim;
 	float weight[CHUNK];
 
+	upcoming += part->scan->state_size * head_dim / 2;
 	weigh_rows(part, weight);
 	if (pairs)
 		weigh_x_pairs(part, weight);
@@ -202,8 +205,11 @@ INLINE void advance_state(const bool pairs, const struct cpu_part *part, const f
 	for (size_t n = 0; n < part->scan->state_size; n += TILE_ROWS) {
 		size_t p = 0;
 
-		for (; p + VECS * LANES <= head_dim; p += VECS * LANES)
+		for (; p + VECS * LANES <= head_dim; p += VECS * LANES) {
+			for (size_t i = 0; i < TILE_ROWS * VECS * LANES / 2; i += 16, upcoming += 16)
+				__builtin_prefetch(upcoming, 1, 2);
 			tile_state(VECS, pairs, part, n, p, decay, state, next);
+		}
 		for (; p < head_dim; p += LANES)
 			tile_state(1, pairs, part, n, p, decay, state, next);
 	}
@@ -230,9 +236,9 @@ void CPU_NAME(cpu_chunk_scan)(const struct cpu_part *part, const float *state, f
 		output_rows(false, part, state, upcoming);
 	}
 	if (next && part->scan->pairs)
-		advance_state(true, part, state, next);
+		advance_state(true, part, state, next, upcoming);
 	else if (next)
-		advance_state(false, part, state, next);
+		advance_state(false, part, state, next, upcoming);
 }
 
 /* S = exp(a dt) S + B dt x;  y = C S; for columns p ... */

@@ -77,24 +77,40 @@ static int make_maps(struct packing *packing, struct error *err)
 	return 0;
 }
 
-/* One panel of a product: column c is the tensor's row columns_from[c], number k its number k_from[k]. */
+/* Column c of a panel [k, panel], from a row of the tensor. */
+static void pack_column(const struct packing *packing, const float *row, const size_t *k_from, size_t k_size,
+			float *panel, size_t c)
+{
+	for (size_t k = 0; k < k_size; k++)
+		panel[k * packing->panel + c] = k_from[k] == NOWHERE ? 0 : row[k_from[k]];
+}
+
+/* The same for pairs of bfloat16: panel [k / 2, panel, 2]. */
+static void pack_column_pairs(const struct packing *packing, const uint16_t *row, const size_t *k_from, size_t k_size,
+			      uint16_t *panel, size_t c)
+{
+	for (size_t k = 0; k < k_size; k++)
+		panel[(k / 2 * packing->panel + c) * 2 + k % 2] = k_from[k] == NOWHERE ? 0 : row[k_from[k]];
+}
+
+/* One panel of a product: column c is the tensor's row columns_from[c], number k of it its number k_from[k]. */
 static void pack_panel(const struct packing *packing, const struct tensor *tensor, const size_t *columns_from,
 		       size_t row_size, const size_t *k_from, size_t k_size, void *panel, float *row)
 {
+	const size_t row_bytes = row_size * dtype_size(tensor->dtype);
+	uint16_t *narrow = (uint16_t *)(row + row_size);
+
 	for (size_t c = 0; c < packing->panel; c++) {
 		if (columns_from[c] == NOWHERE)
 			memset(row, 0, row_size * sizeof *row);
 		else
-			dtype_widen(tensor->dtype, (const char *)tensor->data + columns_from[c] * row_size *
-				    dtype_size(tensor->dtype), row_size, row);
-		for (size_t k = 0; k < k_size; k++) {
-			const float number = k_from[k] == NOWHERE ? 0 : row[k_from[k]];
-
-			if (packing->weights->bfloat16)
-				dtype_narrow(DTYPE_BFLOAT16, &number, 1,
-					     (uint16_t *)panel + (k / 2 * packing->panel + c) * 2 + k % 2);
-			else
-				((float *)panel)[k * packing->panel + c] = number;
+			dtype_widen(tensor->dtype, (const char *)tensor->data + columns_from[c] * row_bytes, row_size,
+				    row);
+		if (packing->weights->bfloat16) {
+			dtype_narrow(DTYPE_BFLOAT16, row, row_size, narrow);
+			pack_column_pairs(packing, narrow, k_from, k_size, panel, c);
+		} else {
+			pack_column(packing, row, k_from, k_size, panel, c);
 		}
 	}
 }
@@ -220,7 +236,7 @@ static void set_sizes(struct packing *packing, const struct cpu_kernels *kernels
 	packing->panel = kernels->panel;
 	packing->in_panels = round_up(weights->in_columns, kernels->panel) / kernels->panel;
 	packing->out_panels = round_up(weights->hidden, kernels->panel) / kernels->panel;
-	packing->scratch_floats = shape->in_proj_rows + shape->conv_dim * shape->conv_kernel + shape->hidden_size;
+	packing->scratch_floats = 2 * (shape->hidden_size + shape->in_proj_rows) + shape->conv_dim * shape->conv_kernel;
 	packing->scratch = malloc(threads * packing->scratch_floats * sizeof *packing->scratch);
 }
 

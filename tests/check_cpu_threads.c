@@ -1,0 +1,109 @@
+/* The thread pool of the cpu back end: every task runs once, threads sleep when idle, and CPUs are counted. */
+#include <sched.h>
+#include <stdatomic.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "model/cpu_threads.h"
+#include "tests/suite.h"
+
+#define MOST_TASKS 100
+#define MOST_THREADS 5
+#define PHASES 1000
+
+struct board {
+	atomic_uint runs[MOST_TASKS];    /* of each task */
+	atomic_uint busy[MOST_THREADS];  /* tasks under way with this thread number */
+	size_t count;
+};
+
+static void note(void *arg, size_t task, size_t thread)
+{
+	struct board *board = arg;
+
+	ck_assert_uint_lt(thread, board->count);
+	ck_assert_uint_eq(atomic_fetch_add(&board->busy[thread], 1), 0);
+	atomic_fetch_add(&board->runs[task], 1);
+	atomic_fetch_sub(&board->busy[thread], 1);
+}
+
+/* Phases of all sizes, some after a pause that is long enough to fall asleep in. */
+START_TEST(every_task_runs_once)
+{
+	struct board board = { .count = (size_t)_i };
+	struct cpu_threads *threads;
+	unsigned seed = 1;
+
+	ck_assert_int_eq(cpu_threads_new(board.count, &threads, NULL), 0);
+	ck_assert_uint_eq(cpu_threads_count(threads), board.count);
+	for (int phase = 0; phase < PHASES; phase++) {
+		const size_t n = (size_t)rand_r(&seed) % (MOST_TASKS + 1);
+
+		if (phase % 100 == 0)
+			usleep(2000);
+		cpu_threads_run(threads, note, &board, n);
+		for (size_t task = 0; task < MOST_TASKS; task++)
+			ck_assert_uint_eq(atomic_exchange(&board.runs[task], 0), task < n);
+	}
+	cpu_threads_free(threads);
+}
+END_TEST
+
+static double cpu_seconds(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+	       1e-6 * (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+}
+
+START_TEST(idle_threads_use_no_cpu)
+{
+	struct board board = { .count = 4 };
+	struct cpu_threads *threads;
+	double before;
+
+	ck_assert_int_eq(cpu_threads_new(board.count, &threads, NULL), 0);
+	cpu_threads_run(threads, note, &board, MOST_TASKS);
+	before = cpu_seconds();
+	usleep(500000);
+	ck_assert_double_lt(cpu_seconds() - before, 0.1);
+	cpu_threads_free(threads);
+}
+END_TEST
+
+START_TEST(affinity_limits_threads)
+{
+	struct cpu_threads *threads;
+	cpu_set_t all, one;
+	size_t cpu = 0;
+
+	ck_assert_int_eq(sched_getaffinity(0, sizeof all, &all), 0);
+	ck_assert_uint_ge(cpu_threads_available(), 1);
+	ck_assert_uint_le(cpu_threads_available(), (size_t)CPU_COUNT(&all));
+	while (!CPU_ISSET(cpu, &all))
+		cpu++;
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	ck_assert_int_eq(sched_setaffinity(0, sizeof one, &one), 0);
+	ck_assert_uint_eq(cpu_threads_available(), 1);
+	ck_assert_int_eq(cpu_threads_new(0, &threads, NULL), 0);
+	ck_assert_uint_eq(cpu_threads_count(threads), 1);
+	cpu_threads_free(threads);
+	cpu_threads_free(NULL);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("cpu_threads");
+	TCase *pool = tcase_create("pool");
+
+	tcase_set_timeout(pool, 120);
+	tcase_add_loop_test(pool, every_task_runs_once, 1, MOST_THREADS + 1);
+	tcase_add_test(pool, idle_threads_use_no_cpu);
+	tcase_add_test(pool, affinity_limits_threads);
+	suite_add_tcase(suite, pool);
+	return suite_run(suite);
+}
