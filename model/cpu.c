@@ -12,6 +12,7 @@
 #include "model/cpu_cache.h"
 #include "model/cpu_forward.h"
 #include "model/cpu_memory.h"
+#include "model/cpu_slice.h"
 
 #define ROWS_OF_A_BATCH 1024 /* unless the options say otherwise */
 #define ALIGNMENT 64         /* of host memory: a cache line */
@@ -135,6 +136,11 @@ static int build(struct cpu_device *cpu, const struct model *model, const struct
 	return rc;
 }
 
+static size_t cache_bytes(const struct cpu_device *cpu)
+{
+	return cpu_cache_floats(cpu->weights, &cpu->device.model->shape) * sizeof(float);
+}
+
 static int cpu_open(const struct model *model, const struct device_options *options, struct device **ret_device,
 		    struct error *err)
 {
@@ -152,9 +158,7 @@ static int cpu_open(const struct model *model, const struct device_options *opti
 		return rc;
 	}
 	model_release_pages(model);
-	cpu->max_caches = SIZE_MAX;
-	if (options->cache_bytes)
-		cpu->max_caches = options->cache_bytes / (cpu_cache_floats(cpu->weights, &model->shape) * sizeof(float));
+	cpu->max_caches = options->cache_bytes ? options->cache_bytes / cache_bytes(cpu) : SIZE_MAX;
 	*ret_device = &cpu->device;
 	return 0;
 }
@@ -170,7 +174,7 @@ static int cpu_cache_new(struct device *device, struct cache **ret_cache, struct
 	}
 	cache = malloc(sizeof *cache);
 	if (cache)
-		cache->data = cpu_memory_zeroed(cpu_cache_floats(cpu->weights, &device->model->shape) * sizeof(float));
+		cache->data = cpu_memory_zeroed(cache_bytes(cpu));
 	if (!cache || !cache->data) {
 		free(cache);
 		atomic_fetch_sub(&cpu->n_caches, 1);

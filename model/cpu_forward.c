@@ -11,21 +11,17 @@
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "model/cpu_cache.h"
 #include "model/cpu_memory.h"
 #include "model/cpu_multiply.h"
+#include "model/cpu_slice.h"
 
 #define SLICE_ROWS 256 /* enough that the weights are read from memory for nothing, and activations stay in the cache */
 #define ROWS_PER_TASK 8
 #define SPARE_ROWS 8 /* beyond the last row, which tiles of the scan may read */
 #define SKEW 16 /* numbers between rows, so that rows of a tile do not fall on the same cache lines */
-
-/* Where a row of the slice comes from. */
-struct row {
-	const struct window *window;
-	size_t index;
-};
 
 struct cpu_forward {
 	const struct device *device;
@@ -34,30 +30,16 @@ struct cpu_forward {
 	const struct cpu_kernels *kernels;
 	struct cpu_threads *threads;
 
-	/* The slice under way. */
-	size_t capacity; /* rows */
-	size_t n_rows, n_runs, n_chunks;
-	struct row *rows;         /* [capacity] */
-	struct cpu_run *runs;     /* [capacity] */
-	struct cpu_chunk *chunks; /* [capacity] */
-	size_t layer, output;     /* what the phases work on */
+	struct cpu_slice slice;
+	size_t layer, output; /* what the phases work on */
 
-	/* Its activations. */
-	float *residual;        /* [capacity, hidden] */
-	void *operand;          /* [capacity, operand_stride]: x of a product, float32 or bfloat16 */
+	/* The slice's activations. */
+	float *residual;       /* [capacity, hidden] */
+	void *operand;         /* [capacity, operand_stride]: x of a product, float32 or bfloat16 */
 	size_t operand_stride;
-	float *projected;       /* z, x, B, C, dt: [in_columns / CPU_BLOCK, capacity, CPU_BLOCK] */
-	float *gated;           /* [capacity, inner] */
-	struct cpu_scan scan;
-	struct cpu_product product;
-	float *scratch;         /* [threads, scratch_floats] */
+	struct cpu_scan scan;  /* with z, x, B, C, dt in, y silu(z) out, and what lies between them */
+	float *scratch;        /* [threads, scratch_floats] */
 	size_t scratch_floats;
-};
-
-/* The next slice: windows from *segment, *window on, until the buffers are full.  False when there are none. */
-struct cursor {
-	const struct batch *batch;
-	size_t segment, window;
 };
 
 static size_t round_up(size_t n, size_t unit)
@@ -65,68 +47,16 @@ static size_t round_up(size_t n, size_t unit)
 	return (n + unit - 1) / unit * unit;
 }
 
-static void add_chunks(struct cpu_forward *f, size_t first, size_t rows)
-{
-	const size_t window = f->device->window;
-
-	for (size_t at = 0; at < rows; at += CPU_CHUNK) {
-		const size_t whole = window - at < CPU_CHUNK ? window - at : CPU_CHUNK;
-
-		f->chunks[f->n_chunks++] = (struct cpu_chunk){
-			.run = f->n_runs - 1,
-			.first = first + at,
-			.rows = rows - at < whole ? rows - at : whole,
-			.recurrent = whole == 1,
-			.advance = rows == window || at + whole < rows,
-			.keep = rows == window,
-		};
-	}
-}
-
-static void add_window(struct cpu_forward *f, const struct segment *segment, size_t index, bool new_run)
-{
-	const size_t before = index * f->device->window;
-	const size_t rows = segment->rows - before < f->device->window ? segment->rows - before : f->device->window;
-	struct cpu_run *run;
-
-	if (new_run)
-		f->runs[f->n_runs++] = (struct cpu_run){
-			.cache = segment->cache->data, .first = f->n_rows, .first_chunk = f->n_chunks
-		};
-	run = &f->runs[f->n_runs - 1];
-	add_chunks(f, run->rows, rows);
-	run->n_chunks = f->n_chunks - run->first_chunk;
-	run->rows += rows;
-	for (size_t i = 0; i < rows; i++)
-		f->rows[f->n_rows++] = (struct row){ .window = &segment->windows[index], .index = i };
-}
-
-static bool next_slice(struct cpu_forward *f, struct cursor *cursor)
-{
-	f->n_rows = f->n_runs = f->n_chunks = 0;
-	for (; cursor->segment < cursor->batch->n_segments; cursor->segment++, cursor->window = 0) {
-		const struct segment *segment = &cursor->batch->segments[cursor->segment];
-		bool new_run = true;
-
-		for (; cursor->window * f->device->window < segment->rows; cursor->window++, new_run = false) {
-			if (f->n_rows + f->device->window > f->capacity)
-				return true;
-			add_window(f, segment, cursor->window, new_run);
-		}
-	}
-	return f->n_rows > 0;
-}
-
 static void for_rows(struct cpu_forward *f, cpu_task *task)
 {
-	cpu_threads_run(f->threads, task, f, round_up(f->n_rows, ROWS_PER_TASK) / ROWS_PER_TASK);
+	cpu_threads_run(f->threads, task, f, round_up(f->slice.n_rows, ROWS_PER_TASK) / ROWS_PER_TASK);
 }
 
 static size_t task_end(const struct cpu_forward *f, size_t task)
 {
 	const size_t end = (task + 1) * ROWS_PER_TASK;
 
-	return end < f->n_rows ? end : f->n_rows;
+	return end < f->slice.n_rows ? end : f->slice.n_rows;
 }
 
 /* h = rows */
@@ -136,9 +66,12 @@ static void load_rows(void *arg, size_t task, size_t thread)
 	const size_t hidden_size = f->device->model->shape.hidden_size;
 
 	(void)thread;
-	for (size_t r = task * ROWS_PER_TASK; r < task_end(f, task); r++)
-		dtype_widen(DTYPE_FLOAT32, f->rows[r].window->rows + f->rows[r].index * hidden_size, hidden_size,
-			    f->residual + r * f->weights->hidden);
+	for (size_t r = task * ROWS_PER_TASK; r < task_end(f, task); r++) {
+		const struct cpu_row *row = &f->slice.rows[r];
+
+		memcpy(f->residual + r * f->weights->hidden, row->window->rows + row->index * hidden_size,
+		       hidden_size * sizeof(float));
+	}
 }
 
 static void normalise(const struct cpu_forward *f, const float *x, const float *weight, size_t groups, size_t n,
@@ -175,39 +108,35 @@ static void normalise_gated(void *arg, size_t task, size_t thread)
 
 	(void)thread;
 	for (size_t r = task * ROWS_PER_TASK; r < task_end(f, task); r++)
-		normalise(f, f->gated + r * inner, f->weights->layers[f->layer].gated_norm, groups, inner / groups,
+		normalise(f, f->scan.out + r * inner, f->weights->layers[f->layer].gated_norm, groups, inner / groups,
 			  shape->d_inner / groups, r);
 }
 
-/* f->product = operand times weights */
-static void multiply(struct cpu_forward *f)
-{
-	cpu_multiply(f->kernels, f->threads, &f->product, f->weights->bfloat16, f->n_rows);
-}
-
+/* z, x, B, C, dt = operand times in_proj */
 static void multiply_in(struct cpu_forward *f)
 {
 	const struct cpu_layer *layer = &f->weights->layers[f->layer];
-
-	f->product = (struct cpu_product){
+	const struct cpu_product product = {
 		.x = f->operand, .x_stride = f->operand_stride, .weights = layer->in_proj,
 		.bias = layer->in_proj_bias, .k = f->weights->hidden, .columns = f->weights->in_columns,
 		.out = f->scan.in,
 	};
-	multiply(f);
+
+	cpu_multiply(f->kernels, f->threads, &product, f->weights->bfloat16, f->slice.n_rows);
 }
 
+/* h += operand times out_proj */
 static void multiply_out(struct cpu_forward *f)
 {
 	const struct cpu_layer *layer = &f->weights->layers[f->layer];
-
-	f->product = (struct cpu_product){
+	const struct cpu_product product = {
 		.x = f->operand, .x_stride = f->operand_stride, .weights = layer->out_proj,
 		.bias = layer->out_proj_bias, .k = f->weights->inner, .columns = f->weights->hidden,
 		.out = { .data = f->residual, .row_stride = f->weights->hidden, .block_stride = CPU_BLOCK },
 		.add = true,
 	};
-	multiply(f);
+
+	cpu_multiply(f->kernels, f->threads, &product, f->weights->bfloat16, f->slice.n_rows);
 }
 
 static void scan_inputs(void *arg, size_t task, size_t thread)
@@ -222,7 +151,7 @@ static void scan_head(void *arg, size_t task, size_t thread)
 {
 	const struct cpu_forward *f = arg;
 	const size_t upcoming = task + cpu_threads_count(f->threads);
-	const bool last = upcoming >= f->n_runs * f->scan.heads;
+	const bool last = upcoming >= f->slice.n_runs * f->scan.heads;
 
 	f->kernels->scan_head(&f->scan, task, last ? task : upcoming, f->scratch + thread * f->scratch_floats);
 }
@@ -247,8 +176,8 @@ static void run_layer(struct cpu_forward *f, size_t index)
 	set_layer(f, index);
 	for_rows(f, normalise_residual);
 	multiply_in(f);
-	cpu_threads_run(f->threads, scan_inputs, f, f->n_chunks * f->scan.groups);
-	cpu_threads_run(f->threads, scan_head, f, f->n_runs * f->scan.heads);
+	cpu_threads_run(f->threads, scan_inputs, f, f->slice.n_chunks * f->scan.groups);
+	cpu_threads_run(f->threads, scan_head, f, f->slice.n_runs * f->scan.heads);
 	for_rows(f, normalise_gated);
 	multiply_out(f);
 }
@@ -262,7 +191,7 @@ static void store_rows(void *arg, size_t task, size_t thread)
 	const size_t bytes = shape->hidden_size * dtype_size(device->output_dtype);
 
 	for (size_t r = task * ROWS_PER_TASK; r < task_end(f, task); r++) {
-		const struct row *row = &f->rows[r];
+		const struct cpu_row *row = &f->slice.rows[r];
 		const float *hidden = f->residual + r * f->weights->hidden;
 		float *normed = f->scratch + thread * f->scratch_floats;
 
@@ -285,9 +214,9 @@ static void store_outputs(struct cpu_forward *f, int which)
 
 void cpu_forward_run(struct cpu_forward *f, const struct batch *batch)
 {
-	struct cursor cursor = { .batch = batch };
+	struct cpu_cursor cursor = { .batch = batch };
 
-	while (next_slice(f, &cursor)) {
+	while (cpu_slice_next(&f->slice, &cursor)) {
 		for_rows(f, load_rows);
 		for (size_t layer = 0; layer < f->device->model->shape.num_layers; layer++) {
 			run_layer(f, layer);
@@ -297,10 +226,10 @@ void cpu_forward_run(struct cpu_forward *f, const struct batch *batch)
 	}
 }
 
+/* What the scan has in common in all layers. */
 static void set_scan(struct cpu_forward *f)
 {
 	const struct shape *shape = &f->device->model->shape;
-	const size_t skewed = (f->capacity + 1) * CPU_BLOCK;
 
 	f->scan.heads = shape->num_heads;
 	f->scan.head_dim = f->weights->head_dim;
@@ -310,44 +239,51 @@ static void set_scan(struct cpu_forward *f)
 	f->scan.dt_min = shape->dt_min;
 	f->scan.dt_max = shape->dt_max;
 	f->scan.pairs = f->weights->bfloat16 && f->kernels->has_bfloat16;
-	f->scan.runs = f->runs;
-	f->scan.chunks = f->chunks;
-	f->scan.in = (struct cpu_matrix){ .data = f->projected, .row_stride = CPU_BLOCK, .block_stride = skewed };
-	f->scan.dt_stride = skewed;
-	f->scan.out = f->gated;
+	f->scan.runs = f->slice.runs;
+	f->scan.chunks = f->slice.chunks;
+	f->scan.in.row_stride = CPU_BLOCK;
+	f->scan.in.block_stride = f->scan.dt_stride = (f->slice.capacity + 1) * CPU_BLOCK;
+}
+
+static bool zeroed(float **ret_memory, size_t floats)
+{
+	*ret_memory = cpu_memory_zeroed(floats * sizeof **ret_memory);
+	return *ret_memory;
+}
+
+static bool allocate_scan(struct cpu_scan *scan, const struct cpu_weights *weights, size_t rows)
+{
+	const size_t b = rows * scan->groups * scan->state_size;
+	const size_t c = (rows + SPARE_ROWS) * scan->groups * scan->state_size;
+
+	scan->b_pairs = cpu_memory_zeroed(b * sizeof *scan->b_pairs);
+	scan->c_pairs = cpu_memory_zeroed(c / 2 * sizeof *scan->c_pairs);
+	return scan->b_pairs && scan->c_pairs && zeroed(&scan->b, b) && zeroed(&scan->c, c) &&
+	       zeroed(&scan->in.data, (rows + 1) * weights->in_columns) &&
+	       zeroed(&scan->scores, rows * scan->groups * CPU_CHUNK) &&
+	       zeroed(&scan->dt, (rows + 1) * weights->dt_columns) &&
+	       zeroed(&scan->log_decay, (rows + 1) * weights->dt_columns) &&
+	       zeroed(&scan->out, rows * weights->inner);
 }
 
 static int allocate(struct cpu_forward *f, struct error *err)
 {
 	const struct cpu_weights *weights = f->weights;
-	const size_t rows = f->capacity, groups = f->device->model->shape.n_groups;
+	const size_t rows = f->slice.capacity;
 	const size_t widest = weights->hidden > weights->inner ? weights->hidden : weights->inner;
 	const size_t number = weights->bfloat16 ? sizeof(uint16_t) : sizeof(float);
-	bool failed;
 
-	f->rows = calloc(rows, sizeof *f->rows);
-	f->runs = calloc(rows, sizeof *f->runs);
-	f->chunks = calloc(rows, sizeof *f->chunks);
-	f->operand_stride = widest + SKEW;
-	f->residual = cpu_memory_zeroed(rows * weights->hidden * sizeof(float));
-	f->operand = cpu_memory_zeroed(rows * f->operand_stride * number);
-	f->projected = cpu_memory_zeroed((rows + 1) * weights->in_columns * sizeof(float));
-	f->gated = cpu_memory_zeroed(rows * weights->inner * sizeof(float));
-	f->scan.b = cpu_memory_zeroed(rows * groups * weights->state_size * sizeof(float));
-	f->scan.c = cpu_memory_zeroed((rows + SPARE_ROWS) * groups * weights->state_size * sizeof(float));
-	f->scan.b_pairs = cpu_memory_zeroed(rows * groups * weights->state_size * sizeof(uint32_t));
-	f->scan.c_pairs = cpu_memory_zeroed((rows + SPARE_ROWS) * groups * weights->state_size * sizeof(uint16_t));
-	f->scan.scores = cpu_memory_zeroed(rows * groups * CPU_CHUNK * sizeof(float));
-	f->scan.dt = cpu_memory_zeroed((rows + 1) * weights->dt_columns * sizeof(float));
-	f->scan.log_decay = cpu_memory_zeroed((rows + 1) * weights->dt_columns * sizeof(float));
 	set_scan(f);
+	f->operand_stride = widest + SKEW;
+	f->operand = cpu_memory_zeroed(rows * f->operand_stride * number);
 	f->scratch_floats = round_up(cpu_scan_scratch(&f->scan), CPU_BLOCK);
 	if (f->scratch_floats < weights->hidden)
-		f->scratch_floats = weights->hidden;
-	f->scratch = cpu_memory_zeroed(cpu_threads_count(f->threads) * f->scratch_floats * sizeof(float));
-	failed = !f->rows || !f->runs || !f->chunks || !f->residual || !f->operand || !f->projected || !f->gated ||
-		 !f->scan.b || !f->scan.c || !f->scan.b_pairs || !f->scan.c_pairs || !f->scan.scores || !f->scan.dt || !f->scan.log_decay || !f->scratch;
-	return failed ? error_memory(err, "activations") : 0;
+		f->scratch_floats = weights->hidden; /* of store_rows */
+	if (!f->operand || !zeroed(&f->residual, rows * weights->hidden) ||
+	    !zeroed(&f->scratch, cpu_threads_count(f->threads) * f->scratch_floats) ||
+	    !allocate_scan(&f->scan, weights, rows))
+		return error_memory(err, "activations");
+	return 0;
 }
 
 int cpu_forward_new(const struct device *device, const int *outputs, const struct cpu_weights *weights,
@@ -355,6 +291,7 @@ int cpu_forward_new(const struct device *device, const int *outputs, const struc
 		    struct error *err)
 {
 	struct cpu_forward *f = calloc(1, sizeof *f);
+	size_t capacity = round_up(SLICE_ROWS, device->window);
 	int rc;
 
 	if (!f)
@@ -364,10 +301,11 @@ int cpu_forward_new(const struct device *device, const int *outputs, const struc
 	f->weights = weights;
 	f->kernels = kernels;
 	f->threads = threads;
-	f->capacity = round_up(SLICE_ROWS, device->window);
-	if (f->capacity > device->max_rows)
-		f->capacity = device->max_rows;
-	rc = allocate(f, err);
+	if (capacity > device->max_rows)
+		capacity = device->max_rows;
+	rc = cpu_slice_init(&f->slice, capacity, device->window, err);
+	if (!rc)
+		rc = allocate(f, err);
 	if (rc) {
 		cpu_forward_free(f);
 		return rc;
@@ -380,13 +318,11 @@ void cpu_forward_free(struct cpu_forward *f)
 {
 	if (!f)
 		return;
-	free(f->rows);
-	free(f->runs);
-	free(f->chunks);
+	cpu_slice_clear(&f->slice);
 	free(f->residual);
 	free(f->operand);
-	free(f->projected);
-	free(f->gated);
+	free(f->scratch);
+	free(f->scan.in.data);
 	free(f->scan.b);
 	free(f->scan.c);
 	free(f->scan.b_pairs);
@@ -394,6 +330,6 @@ void cpu_forward_free(struct cpu_forward *f)
 	free(f->scan.scores);
 	free(f->scan.dt);
 	free(f->scan.log_decay);
-	free(f->scratch);
+	free(f->scan.out);
 	free(f);
 }

@@ -10,10 +10,6 @@
 #include "model/cpu_weights.h"
 #include "model/device.h"
 
-struct cache {
-	float *data; /* see cpu_cache.h */
-};
-
 struct cpu_forward;
 
 /* Buffers for the device's window and batches; all arguments must outlive the result.  Free with cpu_forward_free. */

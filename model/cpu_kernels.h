@@ -71,7 +71,7 @@ struct cpu_scan {
 	const float *d;         /* [heads] */
 	float dt_min, dt_max;
 	bool pairs;             /* products with the SSM state have bfloat16 operands */
-	size_t history;         /* where the layer's conv state is in a cache: [blocks of x, B, C; taps - 1; CPU_BLOCK] */
+	size_t history;         /* the layer's conv state in a cache: [blocks of x, B, C; taps - 1; CPU_BLOCK] */
 	size_t state;           /* and its SSM state: [heads, state_size, head_dim] */
 	const struct cpu_run *runs;
 	const struct cpu_chunk *chunks;
@@ -119,7 +119,7 @@ size_t cpu_scan_scratch(const struct cpu_scan *scan);
 /* The kernels called name, or with NULL the best for this CPU; ERR_UNSUPPORTED if CPU or build has not got them. */
 int cpu_kernels_find(const char *name, const struct cpu_kernels **ret_kernels, struct error *err);
 
-/* The functions behind the table.  Each is compiled once a path: CPU_PATH, the suffix, comes with the compiler's flags. */
+/* The functions behind the table, compiled once a path: CPU_PATH, the suffix, comes with the compiler's flags. */
 #define CPU_NAME(name) CPU_NAME_JOIN(name, CPU_PATH)
 #define CPU_NAME_JOIN(name, path) CPU_NAME_PASTE(name, path)
 #define CPU_NAME_PASTE(name, path) name##_##path

@@ -186,7 +186,8 @@ static void multiply_all(struct bench_meter *meter)
 		for (size_t i = 0; i < meter->device->model->shape.num_layers; i++) {
 			const struct cpu_layer *layer = &weights->layers[i];
 
-			multiply(meter, layer->in_proj, layer->in_proj_bias, weights->hidden, weights->in_columns, rows);
+			multiply(meter, layer->in_proj, layer->in_proj_bias, weights->hidden, weights->in_columns,
+				 rows);
 			multiply(meter, layer->out_proj, layer->out_proj_bias, weights->inner, weights->hidden, rows);
 		}
 	}
