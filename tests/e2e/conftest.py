@@ -1,0 +1,54 @@
+"""Fixtures: daemons that are ended, and must end well, with the test or the file of tests that started them."""
+import functools
+import tempfile
+
+import pytest
+
+import harness
+
+
+class Daemons:
+    """Starts daemons; those with equal settings are started once."""
+
+    def __init__(self):
+        self.running = {}
+
+    def __call__(self, case, **settings):
+        key = repr((case, sorted(settings.items())))
+        if key not in self.running:
+            self.running[key] = harness.Daemon(harness.Golden(case).folder, **settings)
+        return self.running[key]
+
+    def close(self):
+        daemons, self.running = self.running, {}
+        for daemon in daemons.values():
+            daemon.close()
+
+
+@pytest.fixture
+def daemons():
+    """Start daemons for one test: daemons("seed-46032", window=8) -> harness.Daemon."""
+    factory = Daemons()
+    yield factory
+    factory.close()
+
+
+@pytest.fixture(scope="module")
+def shared_daemons():
+    """Like daemons, but they live for all tests of the file: use streams of your own."""
+    factory = Daemons()
+    yield factory
+    factory.close()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden(case) -> harness.Golden, read once."""
+    return functools.lru_cache(None)(harness.Golden)
+
+
+@pytest.fixture
+def short_path():
+    """A folder for ipc sockets, whose paths may not be long."""
+    with tempfile.TemporaryDirectory(prefix="mamba2d-") as folder:
+        yield folder

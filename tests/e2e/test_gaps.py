@@ -1,0 +1,151 @@
+"""Rows that are missing: the three policies, on ROUTER and on SUB, for publishers that bind and that connect."""
+import pytest
+
+from harness import Peer, Publisher, Subscriber, same_bytes
+
+CASE, WINDOW = "seed-46032", 8
+
+
+@pytest.fixture(scope="module")
+def rows(golden):
+    return golden(CASE).rows
+
+
+@pytest.fixture
+def address(short_path):
+    return f"ipc://{short_path}/pub"
+
+
+@pytest.fixture(params=["router", "sub, publisher binds", "sub, publisher connects"])
+def lossy(request, daemons, address):
+    """Function of settings: a daemon, a producer and a consumer of all streams."""
+    def start(**settings):
+        settings = {"window": WINDOW, **settings}
+        if request.param == "router":
+            daemon = daemons(CASE, **settings)
+            producer = Peer(daemon)
+        else:
+            bind = request.param.endswith("binds")
+            daemon = daemons(CASE, **{"sockets.subscribe": (">" if bind else "@") + address}, **settings)
+            producer = Publisher(daemon, address, bind)
+        return daemon, producer, Subscriber(daemon)
+    start.is_router = request.param == "router"
+    return start
+
+
+def refusals(daemon):
+    """How many messages were refused, by code, but for those with which Subscriber makes sure of its subscription."""
+    return {code: n for code, n in daemon.ask("status")["refused"].items() if code != "closed"}
+
+
+def send_with_a_hole(producer, stream, rows):
+    """Rows 0 to 10 and 20 to the end, in pieces that know nothing of windows."""
+    producer.data(stream, rows[:6], pos=0)
+    producer.data(stream, rows[6:11], pos=6)
+    for start in range(20, len(rows), 9):
+        producer.data(stream, rows[start:start + 9], pos=start, end=start + 9 >= len(rows))
+
+
+def test_without_a_gap(lossy, rows):
+    daemon, producer, consumer = lossy()
+    for start in range(0, len(rows), 5):
+        producer.data(b"s", rows[start:start + 5], pos=start)
+        producer.data(b"s", rows[max(0, start - 2):start + 1], pos=max(0, start - 2))
+    producer.header(b"s", type="flush")
+    assert same_bytes(consumer.hidden(b"s", 0, len(rows)), Peer(daemon).encode(rows))
+
+
+def test_reset(lossy, rows):
+    """What came before the gap is flushed; the row after it is position 0 of a new epoch with a zero cache."""
+    daemon, producer, consumer = lossy(**({"streams.on_gap": "reset"} if lossy.is_router else {}))
+    send_with_a_hole(producer, b"s", rows)
+    assert same_bytes(consumer.hidden(b"s", 0, 11), Peer(daemon).encode(rows[:11]))
+    event = consumer.take(b"s")
+    assert (event.type, event.event, event.epoch, event.pos) == ("event", "reset", 1, 0)
+    after = rows[20:]
+    assert same_bytes(consumer.hidden(b"s", 0, len(after), epoch=1), Peer(daemon).encode(after))
+    assert consumer.take(b"s").event == "closed"
+
+
+def test_reset_twice_and_at_the_very_first_row(lossy, rows):
+    daemon, producer, consumer = lossy(**{"streams.on_gap": "reset"})
+    peer = Peer(daemon)
+    producer.data(b"s", rows[3:14], pos=3)
+    producer.data(b"s", rows[14:30], pos=14)
+    producer.data(b"s", rows[40:60], pos=40, end=True)
+    lives = []
+    while not (lives and lives[-1] and lives[-1][-1].end):
+        message = consumer.take(b"s")
+        if message.type == "event":
+            assert (message.event, message.pos) == ("reset", 0)
+            lives.append([])
+        else:
+            assert message.epoch == consumer_epoch(lives, message)
+            lives[-1].append(message)
+    sizes = [sum(len(m.rows) for m in life) for life in lives]
+    assert sizes == [27, 20]
+    for life, part in zip(lives, (rows[3:30], rows[40:60])):
+        assert b"".join(m.rows.tobytes() for m in life) == peer.encode(part).tobytes()
+
+
+def consumer_epoch(lives, message):
+    """Epochs only grow, and do not change within a life."""
+    if lives[-1]:
+        return lives[-1][0].epoch
+    assert len(lives) == 1 or message.epoch > lives[-2][0].epoch
+    return message.epoch
+
+
+def test_skip(lossy, rows):
+    """The missing rows count as never sent; positions go on from the producer's."""
+    daemon, producer, consumer = lossy(**{"streams.on_gap": "skip"})
+    send_with_a_hole(producer, b"s", rows)
+    received = [*range(11), *range(20, len(rows))]
+    positions, parts, events = [], [], []
+    while len(positions) < len(received):
+        message = consumer.take(b"s")
+        if message.type == "event":
+            events.append((message.event, message.epoch, message.pos))
+        else:
+            assert message.epoch == 0
+            positions += range(message.pos, message.pos + len(message.rows))
+            parts.append(message.rows.tobytes())
+    assert positions == received
+    assert events == [("gap", 0, 20)]
+    assert b"".join(parts) == Peer(daemon).encode(rows[received]).tobytes()
+
+
+def test_reject(lossy, rows):
+    """Everything after the hole is refused, until somebody sends the missing rows."""
+    daemon, producer, consumer = lossy(**{"streams.on_gap": "reject"})
+    send_with_a_hole(producer, b"s", rows)
+    producer.data(b"s", rows[11:], pos=11, end=True)
+    assert same_bytes(consumer.hidden(b"s", 0, len(rows)), Peer(daemon).encode(rows))
+    assert refusals(daemon) == {"gap": 5}
+
+
+def test_a_new_epoch_after_a_reset(lossy, rows):
+    """The producer's own epoch goes on meaning what it meant: the next one starts anew, older ones are over."""
+    daemon, producer, consumer = lossy(**{"streams.on_gap": "reset"})
+    want = Peer(daemon).encode(rows)
+    producer.data(b"s", rows[:5], pos=0, epoch=10)
+    producer.data(b"s", rows[9:20], pos=9, epoch=10)
+    producer.data(b"s", rows[20:25], pos=20, epoch=10)
+    producer.data(b"s", rows[:7], pos=0, epoch=9)
+    producer.data(b"s", rows, pos=0, epoch=12, end=True)
+    assert same_bytes(consumer.hidden(b"s", 0, 5, epoch=10), want[:5])
+    assert consumer.take(b"s").event == "reset"
+    assert same_bytes(consumer.hidden(b"s", 0, 16, epoch=11), Peer(daemon).encode(rows[9:25]))
+    assert same_bytes(consumer.hidden(b"s", 0, len(rows), epoch=12), want)
+    assert refusals(daemon) == {"stale_epoch": 1}
+
+
+def test_many_publishers_one_of_them_with_gaps(daemons, rows, address):
+    daemon = daemons(CASE, window=WINDOW, **{"sockets.subscribe": "@" + address})
+    good, bad = Publisher(daemon, address, False), Publisher(daemon, address, False)
+    consumer = Subscriber(daemon)
+    for start in range(0, len(rows), 4):
+        good.data(b"good", rows[start:start + 4], pos=start, end=start + 4 >= len(rows))
+        bad.data(b"bad", rows[start:start + 3], pos=start)
+    assert same_bytes(consumer.hidden(b"good", 0, len(rows)), Peer(daemon).encode(rows))
+    assert refusals(daemon) == {}
