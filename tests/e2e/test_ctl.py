@@ -12,7 +12,7 @@ CASE, WINDOW = "seed-46032", 8
 
 def ctl(*arguments, status=0):
     """Run mamba2ctl, which must end with this exit status."""
-    result = subprocess.run([MAMBA2CTL, *map(str, arguments)], capture_output=True, text=True, timeout=60,
+    result = subprocess.run([MAMBA2CTL, *map(str, arguments)], capture_output=True, text=True, timeout=180,
                             stdin=subprocess.DEVNULL)
     assert result.returncode == status, result
     assert not status or result.stderr

@@ -1,0 +1,89 @@
+#!/bin/sh
+# Every test: installs what is missing (as root, or with sudo), builds in ./build-tests, and ends with the line
+# "stages: N passed, N failed".  Exit status 0 only if none failed.
+set -eu
+cd "$(dirname "$0")/.."
+
+sh etc/install-packages.sh --tests
+./autogen.sh >/dev/null 2>&1
+
+passed=0
+failed=0
+
+# stage NAME COMMAND...: run it; its output is shown where it fails.
+stage() {
+	name=$1
+	shift
+	start=$(date +%s)
+	printf '%-34s' "$name"
+	if "$@" >build-tests/log 2>&1; then
+		passed=$((passed + 1))
+		result=passed
+	else
+		failed=$((failed + 1))
+		result=FAILED
+	fi
+	echo "$result, $(($(date +%s) - start)) s$(summary)"
+	if [ "$result" = FAILED ]; then
+		tail -n 200 build-tests/log
+	fi
+}
+
+# What a test runner said last of how many tests it ran.
+summary() {
+	grep -E '^(=+ )?[0-9]+ (passed|failed)|^# (TOTAL|PASS):' build-tests/log | tail -n 2 | tr '\n=' '  ' | sed 's/^ */: /; s/ *$//'
+}
+
+# build FOLDER CONFIGURE-ARGUMENT...: the programs and the unit tests, warnings being errors.
+build() {
+	folder=build-tests/$1
+	shift
+	rm -rf "$folder"
+	mkdir -p "$folder"
+	(cd "$folder" && ../../configure --enable-werror "$@" && make -j "$(nproc)" all && make -j "$(nproc)" check TESTS=)
+}
+
+# pytest FOLDER ARGUMENT...: the end-to-end tests against the programs built there.
+e2e() {
+	folder=$1
+	shift
+	MAMBA2D_BUILD=$PWD/build-tests/$folder PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 -m pytest -q tests/e2e "$@"
+}
+
+# One at a time, without check_cpu's long comparisons of random choppings, which the sanitizers see.
+unit_tests_in_valgrind() {
+	for test in $(find build-tests/gcc/tests -name 'check_*' -type f -executable); do
+		cases=all
+		if [ "${test##*/}" = check_cpu ]; then
+			cases="golden device"
+		fi
+		for case in $cases; do
+			if [ "$case" != all ]; then
+				export CK_RUN_CASE="$case"
+			fi
+			CK_FORK=no valgrind --quiet --error-exitcode=9 --leak-check=full "$test" || return
+			unset CK_RUN_CASE
+		done
+	done
+}
+
+shell_scripts() {
+	shellcheck autogen.sh .ci/run etc/*.sh tests/*.sh
+}
+
+mkdir -p build-tests
+export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1
+
+stage "shell scripts" shell_scripts
+stage "build with gcc" build gcc
+stage "layers" make -C build-tests/gcc layers
+stage "unit tests" make -C build-tests/gcc check
+stage "end to end" e2e gcc
+stage "unit tests in valgrind" unit_tests_in_valgrind
+stage "build with clang and sanitizers" build sanitizers CC=clang --enable-sanitizers --without-cuda
+stage "unit tests with sanitizers" make -C build-tests/sanitizers check
+stage "end to end with sanitizers" e2e sanitizers -m "not native"
+stage "distribution" make -C build-tests/gcc distcheck DISTCHECK_CONFIGURE_FLAGS=--without-cuda
+
+echo "stages: $passed passed, $failed failed"
+[ "$failed" = 0 ]
