@@ -163,16 +163,15 @@ static void spaces(int n, FILE *out)
 	fprintf(out, "%*s", n > 0 ? n : 0, "");
 }
 
-/* Print a scalar in a column of this width; numbers stand at its right. */
-static void cell(struct wire_value value, int width, FILE *out)
+/* Print a scalar in a column of this width, at its left or at its right. */
+static void cell(struct wire_value value, int width, bool right, FILE *out)
 {
 	const int room = width - plain(&value, NULL);
-	const bool number = value.type == WIRE_UINT || value.type == WIRE_INT || value.type == WIRE_FLOAT;
 
-	if (number)
+	if (right)
 		spaces(room, out);
 	plain(&value, out);
-	if (!number)
+	if (!right)
 		spaces(room, out);
 }
 
@@ -180,6 +179,7 @@ struct table {
 	size_t columns;
 	struct wire_value key[COLUMNS_MAX];
 	int width[COLUMNS_MAX];
+	bool right[COLUMNS_MAX]; /* numbers, by the first row */
 };
 
 static bool is_same(const struct wire_value *a, const struct wire_value *b)
@@ -206,6 +206,7 @@ static bool read_row(struct wire_reader *reader, bool first, struct table *table
 		if (first) {
 			table->key[i] = key;
 			table->width[i] = plain(&key, NULL);
+			table->right[i] = value.type == WIRE_UINT || value.type == WIRE_INT || value.type == WIRE_FLOAT;
 		}
 		if (table->width[i] < width)
 			table->width[i] = width;
@@ -213,13 +214,13 @@ static bool read_row(struct wire_reader *reader, bool first, struct table *table
 	return true;
 }
 
-/* Whether all n items of an array are maps of the same keys in the same order, with nothing nested in them. */
+/* Whether all n (at least one) items of an array are maps of the same keys in the same order, with nothing nested in them. */
 static bool is_table(struct wire_reader reader, size_t n, struct table *table)
 {
 	for (size_t i = 0; i < n; i++)
 		if (!read_row(&reader, i == 0, table))
 			return false;
-	return n > 0;
+	return true;
 }
 
 static void text_table(struct wire_reader *reader, size_t n, const struct table *table, int indent, FILE *out)
@@ -228,10 +229,12 @@ static void text_table(struct wire_reader *reader, size_t n, const struct table 
 		if (row > 0)
 			wire_next(reader);
 		for (size_t i = 0; i < table->columns; i++) {
+			const bool last = i + 1 == table->columns, right = table->right[i];
+
 			if (row > 0)
 				wire_next(reader);
-			spaces(i == 0 ? indent : 2, out);
-			cell(row > 0 ? wire_next(reader) : table->key[i], table->width[i], out);
+			spaces(i == 0 ? indent : INDENT, out);
+			cell(row > 0 ? wire_next(reader) : table->key[i], last && !right ? 0 : table->width[i], right, out);
 		}
 		fputc('\n', out);
 	}
@@ -295,7 +298,7 @@ static void text_map(struct wire_reader *reader, size_t pairs, int indent, FILE 
 		}
 		ahead = *reader;
 		spaces(indent, out);
-		cell(key, is_open(wire_next(&ahead)) ? 0 : width + 2, out);
+		cell(key, is_open(wire_next(&ahead)) ? 0 : width + INDENT, false, out);
 		text_value(reader, indent + INDENT, out);
 	}
 }
@@ -311,8 +314,10 @@ static void text_items(struct wire_reader *reader, int indent, FILE *out)
 		text_table(reader, value.count, &table, indent, out);
 	} else {
 		for (size_t i = 0; i < value.count; i++) {
+			struct wire_reader ahead = *reader;
+
 			spaces(indent, out);
-			fputs("- ", out);
+			fputs(is_open(wire_next(&ahead)) ? "-" : "- ", out);
 			text_value(reader, indent + INDENT, out);
 		}
 	}

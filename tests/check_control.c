@@ -132,6 +132,53 @@ START_TEST(depth_is_limited)
 }
 END_TEST
 
+static bool is_utf8(const unsigned char *text, size_t size)
+{
+	char bytes[8];
+
+	bytes[0] = (char)(0xa0 + size);
+	memcpy(bytes + 1, text, size);
+	return wire_check(bytes, size + 1, NULL) == 0;
+}
+
+/* Of all strings of up to three bytes, and of those of four that begin like a long character, as many as UTF-8 has. */
+START_TEST(strings_are_utf8)
+{
+	static const unsigned char thirds[] = { 0x7f, 0x80, 0xbf, 0xc0 };
+	const size_t ascii = 128, two_byte = 1920, three_byte = 63488 - 2048;
+	size_t n[5] = { 0 };
+
+	for (uint32_t i = 0; i < 1 << 24; i++) {
+		const unsigned char text[] = { (unsigned char)(i >> 16), (unsigned char)(i >> 8), (unsigned char)i };
+
+		n[3] += is_utf8(text, 3);
+		n[2] += i < 1 << 16 && is_utf8(text + 1, 2);
+		n[1] += i < 1 << 8 && is_utf8(text + 2, 1);
+	}
+	for (uint32_t i = 0; i < 1 << 16; i++) {
+		const unsigned char text[] = { (unsigned char)(0xf0 | i >> 12), (unsigned char)(i >> 4),
+					       thirds[i >> 2 & 3], thirds[i & 3] };
+
+		n[4] += is_utf8(text, 4);
+	}
+	ck_assert_uint_eq(n[1], ascii);
+	ck_assert_uint_eq(n[2], ascii * ascii + two_byte);
+	ck_assert_uint_eq(n[3], ascii * ascii * ascii + 2 * ascii * two_byte + three_byte);
+	ck_assert_uint_eq(n[4], (48 + 3 * 64 + 16) * 2 * 2);
+}
+END_TEST
+
+START_TEST(printable_text)
+{
+	ck_assert(wire_is_printable("", 0));
+	ck_assert(wire_is_printable("a ~\xc2\xa0\xe2\x82\xac", 8));
+	ck_assert(!wire_is_printable("a\x1f", 2));
+	ck_assert(!wire_is_printable("a\x7f", 2));
+	ck_assert(!wire_is_printable("\xc2\x9f\xc3\xbf", 4));
+	ck_assert(!wire_is_printable("a\xc2", 2));
+}
+END_TEST
+
 /* A status answer as the daemon writes one, with everything that there is to print. */
 static size_t write_answer(char *bytes, size_t size)
 {
@@ -211,9 +258,94 @@ START_TEST(answer_prints_for_people)
 			       "  ecg     4000\n"
 			       "layers\n"
 			       "  - 3\n"
-			       "  - \n"
+			       "  -\n"
 			       "    n  4\n"
 			       "none yet  none\n");
+	free(text);
+}
+END_TEST
+
+/* Arrays that are no tables, and a table further in. */
+START_TEST(arrays_print_for_people)
+{
+	char bytes[512], *text;
+	struct control_writer writer;
+
+	control_begin_answer(&writer, bytes, sizeof bytes);
+	control_open_array(&writer, "keys differ");
+	for (int i = 0; i < 2; i++) {
+		control_open_map(&writer, NULL);
+		control_put_uint(&writer, i == 0 ? "a" : "b", 1);
+		control_close(&writer);
+	}
+	control_close(&writer);
+	control_open_array(&writer, "counts differ");
+	for (int i = 0; i < 2; i++) {
+		control_open_map(&writer, NULL);
+		control_put_uint(&writer, "a", 1);
+		if (i == 1)
+			control_put_uint(&writer, "b", 2);
+		control_close(&writer);
+	}
+	control_close(&writer);
+	control_open_map(&writer, "deep");
+	control_open_array(&writer, "table");
+	control_open_map(&writer, NULL);
+	control_put_str(&writer, "x", "long");
+	control_put_bool(&writer, "yes?", true);
+	control_put_float(&writer, "y", -1.25e-7);
+	control_close(&writer);
+	control_close(&writer);
+	control_put_bool(&writer, "ok", false);
+	control_close(&writer);
+	control_open_array(&writer, "pairs");
+	control_open_array(&writer, NULL);
+	control_put_uint(&writer, NULL, 1);
+	control_put_uint(&writer, NULL, 2);
+	control_close(&writer);
+	control_close(&writer);
+	text = print(control_print_text, bytes, control_finish(&writer));
+	ck_assert_str_eq(text, "keys differ\n"
+			       "  -\n"
+			       "    a  1\n"
+			       "  -\n"
+			       "    b  1\n"
+			       "counts differ\n"
+			       "  -\n"
+			       "    a  1\n"
+			       "  -\n"
+			       "    a  1\n"
+			       "    b  2\n"
+			       "deep\n"
+			       "  table\n"
+			       "    x     yes?          y\n"
+			       "    long  true  -1.25e-07\n"
+			       "  ok     false\n"
+			       "pairs\n"
+			       "  -\n"
+			       "    - 1\n"
+			       "    - 2\n");
+	free(text);
+}
+END_TEST
+
+/* Within the message's own map keys may be anything. */
+START_TEST(strange_keys_print)
+{
+	static const char bytes[] = "\x82\xa1v\x01\xa1x\x85\x07\xc2\xc4\x01\xff\xff\xca\x3f\x80\x00\x00\xc0\x91\x05\x06"
+				    "\xd4\x01\x02\xd4\x03\x04";
+	char *json = print(control_print_json, bytes, sizeof bytes - 1);
+	char *text = print(control_print_text, bytes, sizeof bytes - 1);
+
+	ck_assert_str_eq(json, "{\"v\": 1, \"x\": {\"7\": false, \"0xff\": -1, \"1\": null, \"\": 6, "
+			 "\"null\": null}}\n");
+	ck_assert_str_eq(text, "x\n"
+			       "  7     false\n"
+			       "  0xff  -1\n"
+			       "  1     null\n"
+			       "  1     6\n"
+			       "  null  null\n");
+	free(json);
 	free(text);
 }
 END_TEST
@@ -255,6 +387,9 @@ START_TEST(request_is_read)
 	ck_assert_uint_eq(stream_size, 3);
 	ck_assert_mem_eq(stream, "a\0b", 3);
 	ck_assert_int_eq(control_get_uint(&request, "absent", &rows, &err), 0);
+	ck_assert_int_eq(control_get_bool(&request, "absent", &wait, &err), 0);
+	ck_assert_int_eq(control_get_bytes(&request, "absent", &stream, &stream_size, &err), 0);
+	ck_assert_uint_eq(stream_size, 3);
 	ck_assert_uint_eq(rows, 11);
 	ck_assert_int_eq(control_get_uint(&request, "rows", &rows, &err), 0);
 	ck_assert_uint_eq(rows, 5);
@@ -374,9 +509,14 @@ int main(void)
 	tcase_add_test(values, narrow_float_is_read);
 	tcase_add_test(values, writer_is_bounded);
 	tcase_add_test(values, depth_is_limited);
+	tcase_add_test(values, strings_are_utf8);
+	tcase_add_test(values, printable_text);
+	tcase_set_timeout(values, 120);
 	suite_add_tcase(suite, control);
 	tcase_add_test(control, answer_prints_as_json);
 	tcase_add_test(control, answer_prints_for_people);
+	tcase_add_test(control, arrays_print_for_people);
+	tcase_add_test(control, strange_keys_print);
 	tcase_add_test(control, answer_that_does_not_fit);
 	tcase_add_test(control, request_is_read);
 	tcase_add_test(control, refusal_is_read);
