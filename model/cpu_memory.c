@@ -8,10 +8,11 @@
 
 #define LINE ((size_t)64)
 #define HUGE_PAGE ((size_t)2 << 20)
+#define LEAST_HUGE (8 * HUGE_PAGE) /* less would waste much of its last page */
 
 void *cpu_memory_new(size_t bytes)
 {
-	const size_t align = bytes >= HUGE_PAGE ? HUGE_PAGE : LINE;
+	const size_t align = bytes >= LEAST_HUGE ? HUGE_PAGE : LINE;
 	void *memory;
 
 	if (bytes > SIZE_MAX - align)

@@ -13,11 +13,12 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "model/cpu_count.h"
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
@@ -157,7 +158,7 @@ int cpu_threads_new(size_t count, struct cpu_threads **ret_threads, struct error
 	if (!threads)
 		return error_memory(err, "threads");
 	memset(threads, 0, sizeof *threads);
-	threads->count = count ? count : cpu_threads_available();
+	threads->count = count ? count : cpu_count();
 	threads->helpers = calloc(threads->count, sizeof *threads->helpers);
 	if (!threads->helpers) {
 		cpu_threads_free(threads);
@@ -175,9 +176,10 @@ int cpu_threads_new(size_t count, struct cpu_threads **ret_threads, struct error
 	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (failed) {
+		const size_t started = threads->started;
+
 		cpu_threads_free(threads);
-		return error_set(err, ERR_SYSTEM, "cannot start thread %zu of %zu: %s", threads->started + 1, count,
-				 strerror(failed));
+		return error_set(err, ERR_SYSTEM, "cannot start thread %zu: %s", started + 1, strerror(failed));
 	}
 	*ret_threads = threads;
 	return 0;
@@ -198,62 +200,4 @@ void cpu_threads_free(struct cpu_threads *threads)
 size_t cpu_threads_count(const struct cpu_threads *threads)
 {
 	return threads->count;
-}
-
-/* CPUs that the cgroup at path, below the mount point, may use; SIZE_MAX without a quota. */
-static size_t cgroup_cpus(const char *path)
-{
-	char name[4096 + 64];
-	double quota, period;
-	size_t cpus = SIZE_MAX;
-	FILE *file;
-
-	snprintf(name, sizeof name, "/sys/fs/cgroup%s/cpu.max", path);
-	file = fopen(name, "re");
-	if (!file)
-		return cpus;
-	if (fscanf(file, "%lf %lf", &quota, &period) == 2 && quota > 0 && period > 0) /* "max 100000" is no quota */
-		cpus = quota > period ? (size_t)(quota / period + 0.5) : 1;
-	fclose(file);
-	return cpus;
-}
-
-/* The least quota of this process's cgroup (version 2) and those above it. */
-static size_t quota_cpus(void)
-{
-	char line[4096], *slash;
-	size_t cpus = SIZE_MAX;
-	FILE *file = fopen("/proc/self/cgroup", "re");
-	bool found = false;
-
-	if (!file)
-		return cpus;
-	while (!found && fgets(line, sizeof line, file))
-		found = strncmp(line, "0::/", 4) == 0;
-	fclose(file);
-	if (!found)
-		return cpus;
-	line[strcspn(line, "\n")] = '\0';
-	for (;;) {
-		const size_t here = cgroup_cpus(line + 3);
-
-		cpus = here < cpus ? here : cpus;
-		slash = strrchr(line + 3, '/');
-		if (!slash)
-			return cpus;
-		*slash = '\0';
-	}
-}
-
-size_t cpu_threads_available(void)
-{
-	cpu_set_t set;
-	size_t cpus = 1;
-	const size_t quota = quota_cpus();
-
-	if (sched_getaffinity(0, sizeof set, &set) == 0)
-		cpus = (size_t)CPU_COUNT(&set);
-	else if (sysconf(_SC_NPROCESSORS_ONLN) > 0)
-		cpus = (size_t)sysconf(_SC_NPROCESSORS_ONLN);
-	return quota < cpus ? quota : cpus;
 }

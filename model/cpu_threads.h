@@ -14,10 +14,7 @@ struct cpu_threads;
 /* A task of a phase: number task, on thread number thread (for memory that belongs to a thread). */
 typedef void cpu_task(void *arg, size_t task, size_t thread);
 
-/* CPUs that this process may use: its affinity, or its cgroup's quota if that is less. */
-size_t cpu_threads_available(void);
-
-/* A pool of count threads, of which the caller of cpu_threads_run is one; 0: as many as available. */
+/* A pool of count threads, of which the caller of cpu_threads_run is one; 0: as many as the process may use. */
 int cpu_threads_new(size_t count, struct cpu_threads **ret_threads, struct error *err);
 void cpu_threads_free(struct cpu_threads *threads); /* NULL is fine */
 size_t cpu_threads_count(const struct cpu_threads *threads);

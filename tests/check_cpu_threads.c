@@ -1,9 +1,13 @@
 /* The thread pool of the cpu back end: every task runs once, threads sleep when idle, and CPUs are counted. */
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "model/cpu_count.h"
 #include "model/cpu_threads.h"
 #include "tests/suite.h"
 
@@ -80,18 +84,64 @@ START_TEST(affinity_limits_threads)
 	size_t cpu = 0;
 
 	ck_assert_int_eq(sched_getaffinity(0, sizeof all, &all), 0);
-	ck_assert_uint_ge(cpu_threads_available(), 1);
-	ck_assert_uint_le(cpu_threads_available(), (size_t)CPU_COUNT(&all));
+	ck_assert_uint_ge(cpu_count(), 1);
+	ck_assert_uint_le(cpu_count(), (size_t)CPU_COUNT(&all));
 	while (!CPU_ISSET(cpu, &all))
 		cpu++;
 	CPU_ZERO(&one);
 	CPU_SET(cpu, &one);
 	ck_assert_int_eq(sched_setaffinity(0, sizeof one, &one), 0);
-	ck_assert_uint_eq(cpu_threads_available(), 1);
+	ck_assert_uint_eq(cpu_count(), 1);
 	ck_assert_int_eq(cpu_threads_new(0, &threads, NULL), 0);
 	ck_assert_uint_eq(cpu_threads_count(threads), 1);
 	cpu_threads_free(threads);
 	cpu_threads_free(NULL);
+}
+END_TEST
+
+static void write_file(const char *path, const char *text)
+{
+	FILE *file = fopen(path, "w");
+
+	ck_assert_ptr_nonnull(file);
+	fputs(text, file);
+	fclose(file);
+}
+
+/* A hierarchy a/b in a folder of its own, with these quotas (NULL: no file). */
+static size_t count_quota(const char *membership, const char *at_root, const char *at_a, const char *at_b)
+{
+	char folder[] = "/tmp/check_cpu_XXXXXX";
+	const char *const texts[] = { membership, at_root, at_a, at_b };
+	const char *const names[] = { "membership", "cpu.max", "a/cpu.max", "a/b/cpu.max" };
+	size_t counted;
+
+	ck_assert_ptr_nonnull(mkdtemp(folder));
+	ck_assert_int_eq(chdir(folder), 0);
+	mkdir("a", 0700);
+	mkdir("a/b", 0700);
+	for (int i = 0; i < 4; i++)
+		if (texts[i])
+			write_file(names[i], texts[i]);
+	counted = cpu_count_quota("membership", folder);
+	for (int i = 0; i < 4; i++)
+		remove(names[i]);
+	rmdir("a/b");
+	rmdir("a");
+	rmdir(folder);
+	return counted;
+}
+
+START_TEST(quota_limits_threads)
+{
+	ck_assert_uint_eq(count_quota("0::/a/b\n", NULL, "max 100000\n", "300000 100000\n"), 3);
+	ck_assert_uint_eq(count_quota("0::/a/b\n", NULL, "150000 100000\n", "max 100000\n"), 2);
+	ck_assert_uint_eq(count_quota("0::/a/b\n", "400000 100000\n", "1000 100000\n", NULL), 1);
+	ck_assert_uint_eq(count_quota("3:cpu:/x\n0::/a\n", "400000 100000\n", NULL, "1000 100000\n"), 4);
+	ck_assert_uint_eq(count_quota("0::/\n", "250000 50000\n", NULL, NULL), 5);
+	ck_assert_uint_eq(count_quota("0::/a/b\n", NULL, NULL, NULL), SIZE_MAX);
+	ck_assert_uint_eq(count_quota("3:cpu:/a\n", "100000 100000\n", NULL, NULL), SIZE_MAX);
+	ck_assert_uint_eq(cpu_count_quota("/nowhere", "/"), SIZE_MAX);
 }
 END_TEST
 
@@ -104,6 +154,7 @@ int main(void)
 	tcase_add_loop_test(pool, every_task_runs_once, 1, MOST_THREADS + 1);
 	tcase_add_test(pool, idle_threads_use_no_cpu);
 	tcase_add_test(pool, affinity_limits_threads);
+	tcase_add_test(pool, quota_limits_threads);
 	suite_add_tcase(suite, pool);
 	return suite_run(suite);
 }
