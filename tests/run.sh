@@ -52,7 +52,8 @@ e2e() {
 
 # One at a time, without check_cpu's long comparisons of random choppings, which the sanitizers see.
 unit_tests_in_valgrind() {
-	for test in $(find build-tests/gcc/tests -name 'check_*' -type f -executable); do
+	tests=$(find build-tests/gcc/tests -name "check_*" -type f -executable)
+	for test in $tests; do
 		cases=all
 		if [ "${test##*/}" = check_cpu ]; then
 			cases="golden device"
