@@ -3,7 +3,8 @@
 # the tests need.  Does nothing where all of it is there, so that it needs neither root nor network then.
 set -eu
 
-packages="gcc make autoconf automake pkg-config libzmq3-dev libmsgpack-dev libyaml-dev libjansson-dev libxxhash-dev"
+packages="gcc libc6-dev make autoconf automake pkg-config libzmq3-dev libmsgpack-dev libyaml-dev libjansson-dev"
+packages="$packages libxxhash-dev"
 python="python3 python3-zmq python3-msgpack python3-numpy python3-matplotlib"
 for option in "$@"; do
 	case $option in
