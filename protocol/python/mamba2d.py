@@ -100,7 +100,7 @@ def _as_rows(rows, dtype):
     name = dtype or _SENT_AS.get(rows.dtype.name, rows.dtype.name)
     if name not in _FLOATS + _TOKENS:
         raise ValueError(f"rows of {rows.dtype.name} cannot be sent")
-    if rows.ndim != (2 if name in _FLOATS else 1):
+    if rows.ndim != (2 if name in _FLOATS else 1) or 0 in rows.shape[1:]:
         raise ValueError(f"rows of {name} must be [n, hidden_size], token ids [n]; these are {list(rows.shape)}")
     if name == "bfloat16":
         if rows.dtype.name not in ("bfloat16", "uint16"):
@@ -130,8 +130,9 @@ class _Stream:
         self.name, self.epoch, self.reply = name, epoch, reply
         self.starts, self.kept = [], []      # positions, and (rows, dtype) from there on
         self.given = self.sent = self.next = self.done = self.got = 0
-        self.adopting = True                 # the caller goes on wherever the daemon stands
-        self.is_open = False                 # our open was answered on this connection
+        self.is_fed = False                  # to be opened on every new connection
+        self.is_open = False                 # that was answered on this one
+        self.adopting = True                 # the caller goes on wherever the daemon says that the stream stands
         self.finish, self.finish_sent = None, True  # "flush" or "end", to go with the row before `given`
         self.ended = False
         self.t = None                        # the producer's clock, to go with the row before `given`
@@ -183,7 +184,12 @@ class _Stream:
             del self.starts[:n], self.kept[:n]
 
     def refuse(self, code, message, expected=None):
+        self.let_go()
         self.refusal = Refused(code, message, expected, self.name)
+
+    def let_go(self):
+        """How much of what was sent the daemon accepted is unknown: to be found out when the stream is used again."""
+        self.is_fed, self.adopting, self.refusal, self.hidden, self.hidden_next = False, True, None, {}, {}
 
     def take(self, layer, pos, rows):
         """Collect hidden states.  After a reconnect some come again, with the same bytes, and are dropped."""
@@ -212,13 +218,16 @@ class Client:
     timeout   seconds without a word from the daemon until a call gives up with TimeoutError
     silence   seconds without a word after which the connection is made anew
     message_bytes  longer runs of rows are split into messages of about this size
+    keep      keep rows until the daemon has them on disk, so that they outlive its restart.  A daemon without
+              state.dir never has: then all rows of a stream are kept, and keep=False bounds the memory of a stream
+              that never ends, at the price of a Refused("gap") when the daemon was restarted
     """
 
     def __init__(self, ingest=None, publish=None, identity=None, *, control=None, timeout=60.0, silence=20.0,
-                 message_bytes=1 << 20, context=None):
+                 message_bytes=1 << 20, keep=True, context=None):
         self._addresses = {"ingest": ingest, "publish": publish, "control": control}
         self._identity, self._timeout, self._silence = identity, timeout, silence
-        self._message_bytes = message_bytes
+        self._message_bytes, self._keep = message_bytes, keep
         self._context = context or zmq.Context.instance()
         self._socket = self._lost = self._poller = None
         self._streams = {}
@@ -263,7 +272,7 @@ class Client:
         for stream, s in feeds.items():
             s.wanted = s.given
             s.append(*given[stream], "end" if end else "flush")
-        self._run(feeds.values(), lambda s: s.finish_sent and s.done >= s.given and (s.ended or not end))
+        self._run(feeds.values(), lambda s: s.finish_sent and (s.ended if end else s.done >= s.given))
         if end:
             self._forget(feeds.values())
         return {stream: s.collected() for stream, s in feeds.items()}
@@ -352,7 +361,8 @@ class Client:
         self._credit = 0
         self._ended.clear()
         for s in self._streams.values():
-            self._open(s)
+            if s.is_fed:
+                self._open(s)
 
     def _disconnect(self, linger_ms=0):
         if self._socket is not None:
@@ -380,10 +390,9 @@ class Client:
                     if s.refusal:
                         raise s.refusal
         except BaseException:
-            # What the daemon accepted of this call is unknown: the next call opens the streams and finds out.
             for s in streams:
-                s.adopting, s.refusal, s.hidden, s.hidden_next = True, None, {}, {}
-            self._disconnect()
+                s.let_go()
+            self._disconnect()  # what is still on its way to us must not be taken for answers to the next call
             raise
 
     # --- sending ----------------------------------------------------------------------------------------------------
@@ -394,18 +403,21 @@ class Client:
         s = self._streams.get(name)
         if s is not None and epoch < s.epoch:
             raise Refused("stale_epoch", f"the stream is in epoch {s.epoch}", stream=name)
-        is_new = s is None or epoch > s.epoch
-        if is_new:
+        if s is None or epoch > s.epoch:
             s = self._streams[name] = _Stream(name, epoch, reply)
-        must_open = is_new
+        if s.refusal:  # of a message that the call before did not wait for
+            refusal = s.refusal
+            s.let_go()
+            raise refusal
         if pos is not None and s.adopting:
             s.adopt(pos)
-            must_open = True
         elif pos not in (None, s.given):
             raise ValueError(f"the next row of {name!r} has position {s.given}, not {pos}")
+        must_open = not s.is_fed or reply and not s.reply
         if reply and not s.reply:
-            s.reply, s.got, must_open = True, s.given, True
-        if self._socket is None or is_new and name in self._ended:  # an ack of the ended one may still come
+            s.reply, s.got = True, s.given
+        s.is_fed = True
+        if self._socket is None or name in self._ended:  # an ack of the stream that ended may still come
             self._connect()
         elif must_open:
             self._open(s)
@@ -433,7 +445,7 @@ class Client:
         """Send what waits and credit allows, stream after stream: full windows give their credit back."""
         if time.monotonic() < self._hold_until:
             return
-        streams = [s for s in self._streams.values() if s.is_open and not s.refusal]
+        streams = [s for s in self._streams.values() if s.is_fed and s.is_open]
         credit = self._credit - sum(max(0, s.sent - s.done) for s in streams)
         for s in streams:
             while s.sent < s.given and credit > 0 or s.sent >= s.given and not s.finish_sent:
@@ -456,23 +468,22 @@ class Client:
     def _receive(self, seconds):
         """Take what has arrived, waiting so long for the first of it; returns whether there was anything."""
         ready = dict(self._poller.poll(seconds * 1000))
-        if self._lost in ready:
-            self._connect()
-            return False
         try:
             while self._socket in ready:
                 name, header, *payload = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 self._on_message(name.bytes, msgpack.unpackb(header.buffer), payload)
         except zmq.Again:
             pass
-        return bool(ready)
+        if self._lost in ready:
+            self._connect()
+        return self._socket in ready
 
     def _on_message(self, name, header, payload):
         s = self._streams.get(name)
         if header["type"] == "error":
             self._on_error(s, name, header)
-        elif s is None or header["epoch"] != s.epoch:
-            pass  # of a stream that ended, or of its earlier life
+        elif s is None or not s.is_fed or header["epoch"] != s.epoch:
+            pass  # of a stream that ended, or that we no longer feed, or of its earlier life
         elif header["type"] == "ack":
             self._on_ack(s, header)
         elif header["type"] == "hidden":
@@ -487,11 +498,11 @@ class Client:
                 s.adopt(s.next)
             s.rewind(s.next)
         s.got = max(s.got, s.done)  # on this connection, hidden states come before the ack that calls them done
-        s.forget(header["durable"])
+        s.forget(header["durable"] if self._keep else s.done)
 
     def _on_error(self, s, name, header):
         code, expected = header["code"], header.get("expected")
-        if s is None:
+        if s is None or not s.is_fed:
             if not name:
                 raise Refused(code, header["message"], expected)
         elif code in ("gap", "no_credit") and expected is not None:

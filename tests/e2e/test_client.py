@@ -363,6 +363,49 @@ def test_killed_between_two_calls(daemons, connect, rows):
     assert daemon.ask("status")["rows_in"] == 2 * len(rows), "everything came again"
 
 
+def test_rows_on_disk_are_not_kept_and_do_not_come_again(daemons, connect, many_rows, tmp_path):
+    """With states on disk, durable advances: the client's memory is bounded, and so is what a restart costs."""
+    daemon = daemons(CASE, window=WINDOW, **{"state.dir": str(tmp_path), "state.interval": 0.02})
+    client = connect(daemon)
+    want = one_shot(client, many_rows)
+    parts = []
+    for part in np.array_split(many_rows, 60):
+        parts.append(client.encode("durable", part))
+        time.sleep(0.02)
+        if len(parts) in (20, 40):
+            daemon.kill()
+            daemon.start()
+    assert same_bytes(np.concatenate(parts), want)
+    assert sum(len(rows) for rows, _ in client._streams[b"durable"].kept) < len(many_rows) / 2
+    assert daemon.ask("status")["rows_in"] < len(many_rows) / 2 + 1000
+
+
+def test_keep_nothing(daemons, connect, many_rows):
+    daemon = daemons(CASE, window=WINDOW)
+    client = connect(daemon, keep=False)
+    want = one_shot(client, many_rows[:1000])
+    got = [client.encode("endless", part) for part in np.array_split(many_rows[:1000], 50)]
+    assert same_bytes(np.concatenate(got), want)
+    assert len(client._streams[b"endless"].kept) <= 2
+    daemon.kill()
+    daemon.start()
+    with pytest.raises(Refused, match="gap"):
+        client.encode("endless", many_rows[1000:1010])
+    assert same_bytes(client.encode("endless", many_rows[:1000]), want), "after that, the stream begins anew"
+
+
+def test_streams_that_others_took_are_not_taken_back_by_a_reconnect(daemons, connect, rows):
+    daemon = daemons(CASE, window=WINDOW)
+    first, second = connect(daemon), connect(daemon)
+    want = one_shot(first, rows)
+    first.encode("given up", rows[:20])
+    assert same_bytes(second.encode("given up", rows[20:40]), want[20:40])
+    with pytest.raises(Refused, match="denied"):
+        first.encode("given up", rows[20:])
+    first.encode("another", rows)  # on a new connection
+    assert same_bytes(second.encode("given up", rows[40:]), want[40:])
+
+
 def test_a_daemon_that_falls_silent(daemons, connect, rows):
     """No connection breaks, but nothing is answered: the client tries a new connection, and nothing comes twice."""
     daemon = daemons(CASE, window=WINDOW)

@@ -58,7 +58,8 @@ def test_print_config_round_trip(config):
                 'sockets.ingest=["ipc:///tmp/a b", "tcp://127.0.0.1:*"]',
                 'sockets.subscribe=[">tcp://127.0.0.1:1", "@ipc:///tmp/x"]',
                 "streams.max=5", "streams.idle_timeout=0.25", "streams.on_gap=skip",
-                "streams.flush_after=1.5", "limits.message_bytes=4096", "limits.credit_rows=99", "limits.batch_rows=34", "log.level=warning", "shutdown_timeout=2"]
+                "streams.flush_after=1.5", "limits.message_bytes=4096", "limits.credit_rows=99",
+                "limits.batch_rows=34", "log.level=warning", "shutdown_timeout=2"]
     for overrides in ([], [word for s in settings for word in ("-s", s)]):
         first = mamba2d("--print-config", *overrides)
         assert first.returncode == 0, first.stderr
