@@ -64,24 +64,6 @@ static __device__ float gated_scale(const struct add_norm &a, const struct layou
 	return rsqrtf(warp_sum(sum) / l.inner + l.norm_epsilon);
 }
 
-/* The residual stream's new values in columns c to c + 7. */
-template <typename T>
-static __device__ void add8(const struct add_norm &a, const float *from, size_t at, int c, float scale, float v[8])
-{
-	float mixer[8], bias[8] = { 0.0f };
-
-	load8(from + at, v);
-	if (!a.mixer)
-		return;
-	load8((const T *)a.mixer + at, mixer);
-	if (a.bias)
-		load8(a.bias + c, bias);
-#pragma unroll
-	for (int i = 0; i < 8; i++)
-		v[i] = fmaf(mixer[i], scale, v[i]) + bias[i];
-	store8(a.residual + at, v);
-}
-
 template <typename T, int VECTORS>
 static __global__ void __launch_bounds__(MAX_THREADS)
 add_norm_rows(const struct layout l, const struct add_norm a, const struct batch_view *batch)
@@ -91,7 +73,7 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 	int turn = 0;
 
 	for (size_t row = blockIdx.x; row < batch->rows; row += gridDim.x, turn ^= 1) {
-		float scale = a.squares ? gated_scale(a, l, row) : 1.0f, v[VECTORS][8], weight[8], sum = 0.0f;
+		float v[VECTORS][8], mixer[VECTORS][8], other[8], scale = 1.0f, sum = 0.0f;
 
 #pragma unroll
 		for (int k = 0; k < VECTORS; k++) {
@@ -99,7 +81,28 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 
 			if (c >= l.hidden_cols)
 				continue;
-			add8<T>(a, from, row * l.hidden_cols + c, c, scale, v[k]);
+			load8(from + row * l.hidden_cols + c, v[k]);
+			if (a.mixer)
+				load8((const T *)a.mixer + row * l.hidden_cols + c, mixer[k]);
+		}
+		if (a.squares)
+			scale = gated_scale(a, l, row);
+#pragma unroll
+		for (int k = 0; k < VECTORS; k++) {
+			int c = 8 * (threadIdx.x + k * blockDim.x);
+
+			if (c >= l.hidden_cols)
+				continue;
+			if (a.mixer) {
+				for (int i = 0; i < 8; i++)
+					v[k][i] = fmaf(mixer[k][i], scale, v[k][i]);
+				if (a.bias) {
+					load8(a.bias + c, other);
+					for (int i = 0; i < 8; i++)
+						v[k][i] += other[i];
+				}
+				store8(a.residual + row * l.hidden_cols + c, v[k]);
+			}
 			for (int i = 0; i < 8; i++)
 				sum = fmaf(v[k][i], v[k][i], sum);
 			if (a.stream_plane >= 0)
@@ -113,9 +116,9 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 
 			if (c >= l.hidden_cols)
 				continue;
-			load8(a.weight + c, weight);
+			load8(a.weight + c, other);
 			for (int i = 0; i < 8; i++)
-				v[k][i] = v[k][i] * scale * weight[i];
+				v[k][i] = v[k][i] * scale * other[i];
 			if (a.normed)
 				store8((T *)a.normed + row * l.hidden_cols + c, v[k]);
 			if (a.normed_plane >= 0)

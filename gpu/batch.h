@@ -28,6 +28,7 @@ struct chunk_view {
 	int row;    /* of the batch */
 	int first;  /* of the segment */
 	int rows;   /* 1 to CHUNK_ROWS */
+	int unit;   /* tiles of 16 rows of the chunks before it */
 	int scores; /* tiles of scores of the chunks before it */
 };
 
@@ -48,7 +49,7 @@ struct row_view {
 /* The most of everything that batches of a device have. */
 struct batch_limits {
 	size_t window, rows, segments;
-	size_t chunks, score_tiles; /* 0 where the chunked SSD is not used */
+	size_t chunks, units, score_tiles; /* 0 where the chunked SSD is not used */
 	size_t bytes;               /* of a batch_view and its arrays */
 };
 

@@ -1,11 +1,9 @@
 /*
- * Where the chunked SSD's kernels leave what the next one needs.  All of it is bfloat16 arithmetic on tensor cores with
- * float32 sums; the mathematics is section 6 of Dao & Gu 2024 (arXiv:2405.21060), with chunks cut as batch.h says.
+ * The chunked SSD: kernels between in_proj and out_proj for windows of many rows, in bfloat16 on tensor cores with
+ * float32 sums.  The mathematics is section 6 of Dao & Gu 2024 (arXiv:2405.21060), with chunks cut as batch.h says.
  *
- * A slice is 32 neighbouring columns of x, a part of one head: what a warp works on.  Within a slice, and within 16
- * columns n of B and C, numbers lie in the order in which a lane holds them in registers:
- *   x: column 8 a + 2 t + e at 8 t + 2 a + e          (a, t < 4; e < 2)
- *   B, C: column 16 v + 4 q + 2 b + e at 16 v + 8 b + 2 q + e          (q < 4; b, e < 2)
+ * What one kernel leaves for another lies as that one will have it in shared memory, chunk by chunk, rows rounded up to
+ * whole tiles of 16 (edge of them): see chunk.cuh.
  */
 #ifndef GPU_CHUNK_H
 #define GPU_CHUNK_H
@@ -13,24 +11,46 @@
 #include "gpu/kernel.h"
 #include "gpu/weights.h"
 
-#define SLICE 32
+#define SLICE 16           /* neighbouring columns of x, of one head: what a warp works on */
+#define BLOCK_SLICES 8     /* of one group: what a block works on */
 #define CHUNK_MIN_WINDOW 16 /* below it the scan is quicker */
+#define CHUNK_HEADS(state) ((state) == 128 ? 2 : 4) /* most heads of a block: what its shared memory holds */
+
+#define X_TILE 1088 /* numbers of a slice of x in a whole chunk: 8 rows of 16, then 8 that keep off one bank */
+#define BC_PAD 8    /* likewise behind each row of B and C */
 
 struct chunk_buffers {
 	const void *proj; /* [rows, proj_cols] bfloat16: in_proj's output */
-	void *x;          /* [rows, inner_cols] bfloat16: behind convolution and silu */
-	void *bc;         /* [rows, 2, groups, state] bfloat16: B and C, likewise */
-	float *scores;    /* [tiles, 2, 32, 4] for each chunk and group: C B^T's tiles on and below the diagonal */
-	float2 *steps;    /* [heads, rows of the chunk] for each chunk: log2 of the decay since its start; dt */
-	void *states;     /* [chunks, slices, 2, state / 16, 32] uint4 bfloat16: the state before each chunk */
+	void *bc;         /* [groups, 2, 16 edge, state + BC_PAD] bfloat16 for each chunk: B and C behind the silu */
+	float *scores;    /* [groups, tiles, 2, 32, 4] for each chunk: C B^T's tiles on and below the diagonal */
+	float *steps;     /* [heads, 4, 16 edge] for each chunk: see enum step_plane */
+	void *x;          /* [chunks, slices, X_TILE] bfloat16: x behind the silu; only for chunk_states and _outputs */
+	void *states;     /* [chunks, slices, state / 16, 32] uint4 of bfloat16: the state before each chunk */
 	void *gated;      /* [rows, inner_cols] bfloat16: y * silu(z) * gated_norm, not yet scaled */
-	float *squares;   /* [rows, slices]: sums of (y * silu(z))^2 over a slice */
+	float *squares;   /* [rows, chunk_blocks]: sums of (y * silu(z))^2 over a block's columns */
 };
 
-/* Rows behind the convolution, its next state, dt and decay, and C B^T. */
-cudaError_t chunk_conv(const struct layout *layout, const struct layer_weights *weights, int layer,
-		       const struct chunk_buffers *buffers, const struct batch_view *batch, size_t chunks,
-		       cudaStream_t stream);
+/* Of each row and head, where l is the log2 of the decay since the chunk's start. */
+enum step_plane {
+	STEP_SINCE,  /* l */
+	STEP_REACH,  /* 2^l */
+	STEP_SOURCE, /* l - log2(dt) */
+	STEP_WEIGHT, /* 2^(l of the last row - l) dt */
+	STEP_PLANES
+};
+
+/* Blocks that share a segment's columns. */
+static __host__ __device__ inline int chunk_blocks(const struct layout *layout)
+{
+	int slices = layout->inner / layout->groups / SLICE;
+
+	return layout->groups * ((slices + BLOCK_SLICES - 1) / BLOCK_SLICES);
+}
+
+/* B, C, their conv states, scores and steps; with_x also x and its conv state, for chunk_states and chunk_outputs. */
+cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
+			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
+			  size_t chunks, cudaStream_t stream);
 
 /* Whole segments, one chunk after another, the state on chip. */
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
@@ -45,7 +65,8 @@ cudaError_t chunk_outputs(const struct layout *layout, const struct layer_weight
 			  cudaStream_t stream);
 
 /* Raise the kernels' limits of shared memory; once before any of them is launched. */
-cudaError_t chunk_ssd_setup(void);
+cudaError_t chunk_segments_setup(void);
+cudaError_t chunk_outputs_setup(void);
 cudaError_t chunk_states_setup(void);
 
 #endif

@@ -84,6 +84,8 @@ static int check_options(const struct model *model, const struct device_options 
 				 "device cuda: state_size %zu, head_dim %zu, hidden_size %zu: at most %d, %d, %d",
 				 s->state_size, s->head_dim, s->hidden_size, SCAN_MAX_STATE, SCAN_MAX_HEAD_DIM,
 				 MAX_HIDDEN);
+	if (s->head_dim % 4 != 0)
+		return error_set(err, ERR_UNSUPPORTED, "device cuda: head_dim %zu: expected a multiple of 4", s->head_dim);
 	if (s->num_heads % s->gated_norm_groups != 0)
 		return error_set(err, ERR_UNSUPPORTED, "device cuda: %zu heads in %zu groups of the gated norm",
 				 s->num_heads, s->gated_norm_groups);

@@ -17,8 +17,11 @@
 
 bool forward_chunked(const struct layout *layout, enum precision precision, size_t window)
 {
+	const int columns = BLOCK_SLICES * SLICE, head_dim = layout->head_dim;
+
 	return precision == PRECISION_BFLOAT16 && window >= CHUNK_MIN_WINDOW && layout->taps == 4 &&
-	       layout->head_dim % SLICE == 0 && (layout->state == 64 || layout->state == 128);
+	       (layout->state == 64 || layout->state == 128) && head_dim % SLICE == 0 &&
+	       (head_dim % columns == 0 || columns % head_dim == 0) && columns / head_dim <= CHUNK_HEADS(layout->state);
 }
 
 /* Bytes of the working memory, in the order in which forward_open takes it. */
@@ -31,7 +34,7 @@ static struct sizes sizes_of(const struct layout *l, const struct batch_limits *
 {
 	bool chunked = limits->chunks > 0;
 	size_t rows = limits->rows, number = bfloat16 ? 2 : 4, window_chunks, slices = (size_t)(l->inner / SLICE);
-	size_t parts = chunked ? slices : (size_t)l->heads;
+	size_t parts = chunked ? (size_t)chunk_blocks(l) : (size_t)l->heads;
 	struct sizes s = {
 		.residual = rows * (size_t)l->hidden_cols * sizeof(float),
 		.normed = rows * (size_t)l->hidden_cols * number,
@@ -45,10 +48,10 @@ static struct sizes sizes_of(const struct layout *l, const struct batch_limits *
 		return s;
 	window_chunks = (limits->window + CHUNK_ROWS - 1) / CHUNK_ROWS;
 	s.state_chunks = (rows / limits->window + 1) * window_chunks;
-	s.x = s.gated;
-	s.bc = rows * 2 * (size_t)(l->groups * l->state) * number;
+	s.x = s.state_chunks * slices * X_TILE * number;
+	s.bc = limits->units * 2 * (size_t)l->groups * 16 * (size_t)(l->state + BC_PAD) * number;
 	s.scores = limits->score_tiles * (size_t)l->groups * 256 * sizeof(float);
-	s.steps = rows * (size_t)l->heads * sizeof(float2);
+	s.steps = limits->units * (size_t)l->heads * 16 * STEP_PLANES * sizeof(float);
 	s.states = s.state_chunks * slices * SLICE * (size_t)l->state * number;
 	return s;
 }
@@ -91,15 +94,17 @@ int forward_open(struct forward *forward, struct error *err)
 
 	for (size_t i = 0; i < sizeof(blocks) / sizeof(*blocks) && rc == 0; i++)
 		rc = take(f, blocks[i].bytes, blocks[i].to, err);
-	f->parts = f->chunked ? f->layout.inner / SLICE : f->layout.heads;
+	f->parts = f->chunked ? chunk_blocks(&f->layout) : f->layout.heads;
 	f->state_chunks = s.state_chunks;
 	f->chunk.proj = f->proj;
 	f->chunk.gated = f->gated;
 	f->chunk.squares = f->squares;
 	if (rc == 0 && f->chunked)
-		rc = cuda_check(chunk_ssd_setup(), "preparing kernels", err);
+		rc = cuda_check(chunk_segments_setup(), "preparing kernels", err);
 	if (rc == 0 && f->chunked)
 		rc = cuda_check(chunk_states_setup(), "preparing kernels", err);
+	if (rc == 0 && f->chunked)
+		rc = cuda_check(chunk_outputs_setup(), "preparing kernels", err);
 	return rc;
 }
 
@@ -111,13 +116,12 @@ void forward_close(struct forward *forward)
 }
 
 /*
- * A segment's chunks follow each other, on one block for every four slices.  Where that leaves most processors idle
+ * A segment's chunks follow each other, on one block for every few slices.  Where that leaves most processors idle
  * behind the longest segment, all chunks at once win, although their states go through memory.
  */
 enum mixer forward_mixer(const struct forward *forward, const struct batch_size *size)
 {
-	size_t group_slices = (size_t)(forward->layout.inner / forward->layout.groups / SLICE);
-	size_t blocks = (size_t)forward->layout.groups * ((group_slices + 3) / 4);
+	size_t blocks = (size_t)chunk_blocks(&forward->layout);
 
 	if (!forward->chunked)
 		return MIXER_SCAN;
@@ -158,7 +162,7 @@ static cudaError_t mix(const struct forward *f, int i, const struct batch_size *
 
 	if (mixer == MIXER_SCAN)
 		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
-	status = chunk_conv(l, weights, i, &f->chunk, f->view, size->chunks, f->stream);
+	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->stream);
 	if (status == cudaSuccess && mixer == MIXER_SEGMENTS)
 		return chunk_segments(l, weights, i, &f->chunk, f->view, size->segments, f->stream);
 	if (status == cudaSuccess)

@@ -8,10 +8,10 @@ extern "C" {
  *
  * A block takes a head of a segment.  Its state stays in registers from the first row to the last: a warp owns some rows
  * p of the state [head_dim, state], a lane VECTOR columns n.  Rows go by in tiles of TILE: convolve them all, then
- * step through them, then gate them all.
+ * step through them, then gate them all.  COMMON: the compiler knows the sizes that nearly all models have.
  */
 #define TILE 8
-#define MAX_WARPS 16
+#define MAX_THREADS 512
 #define ROWS_OF(vector) ((vector) == 8 ? 8 : 16) /* of the state, for each warp: 64 registers a lane at most */
 
 struct scan_params {
@@ -24,96 +24,143 @@ struct scan_params {
 	const struct batch_view *batch;
 };
 
-/* A block's shared memory: columns of x (padded to whole warps), B and C for the rows of a tile. */
-struct scan_tile {
-	float *x, *b, *c; /* [TILE, p_cols], [TILE, n_cols] twice */
-	float *y;         /* [TILE, p_cols] */
-	float *dt, *decay;
-	int p_cols, n_cols;
+struct scan_sizes {
+	int head_dim, state, taps;
+	int p_cols, n_cols, threads; /* of shared memory, and of the block */
 };
 
-static __device__ struct scan_tile tile_in(float *shared, int p_cols, int n_cols)
+template <int VECTOR, bool COMMON> static __host__ __device__ struct scan_sizes sizes_of(const struct layout &l)
 {
-	struct scan_tile t = { shared, shared, shared, shared, shared, shared, p_cols, n_cols };
+	int rows = ROWS_OF(VECTOR), warps = COMMON ? 4 : (l.head_dim + rows - 1) / rows;
 
-	t.b = t.x + TILE * p_cols;
-	t.c = t.b + TILE * n_cols;
-	t.y = t.c + TILE * n_cols;
-	t.dt = t.y + TILE * p_cols;
+	return { COMMON ? 64 : l.head_dim, COMMON ? 128 : l.state_cols, COMMON ? 4 : l.taps, warps * rows, 32 * VECTOR,
+		 32 * warps };
+}
+
+static bool is_common(const struct layout *l)
+{
+	return l->head_dim == 64 && l->state_cols == 128 && l->taps == 4;
+}
+
+/* What a block works on. */
+struct scan_place {
+	struct segment_view s;
+	float *cache; /* of the layer */
+	int head, group;
+	bool first; /* of the group */
+};
+
+/* A block's shared memory, for the rows of a tile; x and z are padded to whole warps. */
+struct scan_tile {
+	float *x, *z, *y;  /* [TILE, p_cols]; z behind its silu */
+	float *b, *c;      /* [TILE, n_cols] */
+	float *norm;       /* [p_cols]: gated_norm */
+	float *dt, *decay; /* [TILE] */
+};
+
+static __device__ struct scan_tile tile_in(float *shared, const struct scan_sizes &z)
+{
+	struct scan_tile t;
+
+	t.x = shared;
+	t.z = t.x + TILE * z.p_cols;
+	t.y = t.z + TILE * z.p_cols;
+	t.b = t.y + TILE * z.p_cols;
+	t.c = t.b + TILE * z.n_cols;
+	t.norm = t.c + TILE * z.n_cols;
+	t.dt = t.norm + z.p_cols;
 	t.decay = t.dt + TILE;
 	return t;
 }
 
-static size_t shared_bytes(int p_cols, int n_cols)
+static size_t shared_bytes(const struct scan_sizes &z)
 {
-	return (2 * TILE * p_cols + 2 * TILE * n_cols + 2 * TILE) * sizeof(float);
+	return ((3 * TILE + 1) * z.p_cols + 2 * TILE * z.n_cols + 2 * TILE) * sizeof(float);
 }
 
-/* What the convolution sees of column c in row r of the segment; rows before it come from the cache. */
+static __device__ float4 load4(const float *from)
+{
+	return *(const float4 *)from;
+}
+
+static __device__ float4 load4(const bfloat16 *from)
+{
+	uint2 v = *(const uint2 *)from;
+
+	return make_float4(first_of(v.x), second_of(v.x), first_of(v.y), second_of(v.y));
+}
+
+static __device__ float4 silu4(float4 v)
+{
+	return make_float4(exact_silu(v.x), exact_silu(v.y), exact_silu(v.z), exact_silu(v.w));
+}
+
+/* What the convolution sees of four columns in row r of the segment; rows before it come from the cache. */
 template <typename T>
-static __device__ float conv_input(const struct scan_params &a, const struct segment_view &s, const float *cache,
-				   int r, int c)
+static __device__ float4 conv_input(const struct scan_params &a, const struct scan_sizes &z,
+				    const struct scan_place &p, int r, int c)
 {
 	const struct layout &l = a.layout;
 
 	if (r < 0)
-		return cache[s.parity * l.conv_floats + (size_t)(l.taps - 1 + r) * l.conv_cols + c];
-	return widen(((const T *)a.proj)[(size_t)(s.row + r) * l.proj_cols + l.inner_cols + c]);
+		return load4(p.cache + p.s.parity * l.conv_floats + (z.taps - 1 + r) * l.conv_cols + c);
+	return load4((const T *)a.proj + (size_t)(p.s.row + r) * l.proj_cols + l.inner_cols + c);
 }
 
 template <typename T>
-static __device__ float convolve(const struct scan_params &a, const struct segment_view &s, const float *cache, int r,
-				 int c)
+static __device__ float4 convolve(const struct scan_params &a, const struct scan_sizes &z, const struct scan_place &p,
+				  int r, int c)
 {
 	const struct layout &l = a.layout;
-	float sum = a.weights.conv_bias[c];
+	float4 sum = load4(a.weights.conv_bias + c);
 
-	for (int k = 0; k < l.taps; k++)
-		sum = fmaf(a.weights.conv[(size_t)k * l.conv_cols + c], conv_input<T>(a, s, cache, r + k - l.taps + 1, c),
-			   sum);
-	return exact_silu(sum);
+#pragma unroll 4
+	for (int k = 0; k < z.taps; k++) {
+		float4 weight = load4(a.weights.conv + k * l.conv_cols + c);
+		float4 v = conv_input<T>(a, z, p, r + k - z.taps + 1, c);
+
+		sum.x = fmaf(weight.x, v.x, sum.x);
+		sum.y = fmaf(weight.y, v.y, sum.y);
+		sum.z = fmaf(weight.z, v.z, sum.z);
+		sum.w = fmaf(weight.w, v.w, sum.w);
+	}
+	return silu4(sum);
 }
 
-/* Column c of a tile's n_th conv input: x of the head, then B and C of its group; and where it goes. */
-static __device__ int conv_column(const struct layout &l, int head, int i)
+/* The convolution's column of the head's i_th input: x of the head, then B and C of its group. */
+static __device__ int conv_column(const struct layout &l, const struct scan_sizes &z, const struct scan_place &p, int i)
 {
-	int group = head / (l.heads / l.groups);
-
-	if (i < l.head_dim)
-		return head * l.head_dim + i;
-	i -= l.head_dim;
-	if (i < l.state_cols)
-		return l.inner_cols + group * l.state_cols + i;
-	return l.inner_cols + (l.groups + group) * l.state_cols + i - l.state_cols;
+	if (i < z.head_dim)
+		return p.head * z.head_dim + i;
+	i -= z.head_dim;
+	return l.inner_cols + (i < z.state ? p.group * z.state : (l.groups + p.group - 1) * z.state) + i;
 }
 
+/* x, B, C, z, dt and the decay in rows [from, from + rows) of the segment; a thread takes four columns at a time. */
 template <typename T>
-static __device__ void convolve_tile(const struct scan_params &a, const struct segment_view &s, const float *cache,
-				     int head, int from, int rows, const struct scan_tile &t)
+static __device__ void prepare_tile(const struct scan_params &a, const struct scan_sizes &z, const struct scan_place &p,
+				    int from, int rows, const struct scan_tile &t)
 {
 	const struct layout &l = a.layout;
-	int columns = l.head_dim + 2 * l.state_cols;
+	const T *proj = (const T *)a.proj + (size_t)(p.s.row + from) * l.proj_cols;
+	int conv = z.head_dim + 2 * z.state;
 
-	for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-		int c = conv_column(l, head, i), n = i - l.head_dim;
+	for (int i = 4 * threadIdx.x; i < conv + z.head_dim; i += 4 * z.threads) {
+		int c = conv_column(l, z, p, i), n = i - z.head_dim;
+		bool wide = n >= 0 && i < conv;
+		float *to = n < 0 ? t.x + i : n < z.state ? t.b + n : i < conv ? t.c + n - z.state : t.z + i - conv;
 
-		for (int r = 0; r < rows; r++) {
-			float v = convolve<T>(a, s, cache, from + r, c);
-
-			if (n < 0)
-				t.x[r * t.p_cols + i] = v;
-			else if (n < l.state_cols)
-				t.b[r * t.n_cols + n] = v;
-			else
-				t.c[r * t.n_cols + n - l.state_cols] = v;
-		}
+#pragma unroll 1
+		for (int r = 0; r < rows; r++, to += wide ? z.n_cols : z.p_cols)
+			*(float4 *)to = i < conv ? convolve<T>(a, z, p, from + r, c) :
+						   silu4(load4(proj + r * l.proj_cols + p.head * z.head_dim + i - conv));
 	}
 	if (threadIdx.x < rows) {
-		size_t at = (size_t)(s.row + from + threadIdx.x) * l.proj_cols + l.dt_col + head;
-		float dt = time_step(widen(((const T *)a.proj)[at]), a.weights.dt_bias[head], l.dt_min, l.dt_max);
+		float raw = widen(proj[threadIdx.x * l.proj_cols + l.dt_col + p.head]);
+		float dt = time_step(raw, a.weights.dt_bias[p.head], l.dt_min, l.dt_max);
 
 		t.dt[threadIdx.x] = dt;
-		t.decay[threadIdx.x] = expf(dt * a.weights.a[head]);
+		t.decay[threadIdx.x] = expf(dt * a.weights.a[p.head]);
 	}
 }
 
@@ -168,18 +215,21 @@ template <int COUNT> static __device__ float warp_sums(float (&v)[COUNT], int le
 
 /* One row: the state's step and its product with C. */
 template <int VECTOR, int ROWS>
-static __device__ void step(float (&h)[ROWS][VECTOR], const struct scan_tile &t, int r, int columns)
+static __device__ void step(float (&h)[ROWS][VECTOR], const struct scan_tile &t, const struct scan_sizes &z, int r)
 {
 	int lane = threadIdx.x % 32, first = threadIdx.x / 32 * ROWS;
-	float dt = t.dt[r], decay = t.decay[r], b[VECTOR] = { 0.0f }, c[VECTOR] = { 0.0f }, y[ROWS];
+	float dt = t.dt[r], decay = t.decay[r], b[VECTOR] = { 0.0f }, c[VECTOR] = { 0.0f }, x[ROWS], y[ROWS];
 
-	if (lane * VECTOR < columns) {
-		load_vector<VECTOR>(t.b + r * t.n_cols + lane * VECTOR, b);
-		load_vector<VECTOR>(t.c + r * t.n_cols + lane * VECTOR, c);
+	if (lane * VECTOR < z.state) {
+		load_vector<VECTOR>(t.b + r * z.n_cols + lane * VECTOR, b);
+		load_vector<VECTOR>(t.c + r * z.n_cols + lane * VECTOR, c);
 	}
 #pragma unroll
+	for (int i = 0; i < ROWS; i += 4)
+		*(float4 *)(x + i) = *(const float4 *)(t.x + r * z.p_cols + first + i);
+#pragma unroll
 	for (int i = 0; i < ROWS; i++) {
-		float dtx = dt * t.x[r * t.p_cols + first + i];
+		float dtx = dt * x[i];
 
 		y[i] = 0.0f;
 #pragma unroll
@@ -190,114 +240,116 @@ static __device__ void step(float (&h)[ROWS][VECTOR], const struct scan_tile &t,
 	}
 	float sum = warp_sums(y);
 	if (lane % (32 / ROWS) == 0)
-		t.y[r * t.p_cols + first + lane / (32 / ROWS)] = sum;
+		t.y[r * z.p_cols + first + lane / (32 / ROWS)] = sum;
 }
 
-/* y + D x, gated by z; a warp takes a row. */
+/* y + D x, gated; a warp takes a row. */
 template <typename T>
-static __device__ void gate_tile(const struct scan_params &a, size_t row, int head, int rows,
-				 const struct scan_tile &t)
+static __device__ void gate_tile(const struct scan_params &a, const struct scan_sizes &z, const struct scan_place &p,
+				 int from, int rows, const struct scan_tile &t)
 {
 	const struct layout &l = a.layout;
-	const T *proj = (const T *)a.proj;
-	float d = a.weights.d[head];
+	float d = a.weights.d[p.head];
 
-	for (int r = threadIdx.x / 32; r < rows; r += blockDim.x / 32) {
+	for (int r = threadIdx.x / 32; r < rows; r += z.threads / 32) {
+		size_t row = p.s.row + from + r;
+		T *to = (T *)a.gated + row * l.inner_cols + p.head * z.head_dim;
 		float squares = 0.0f;
 
-		for (int p = threadIdx.x % 32; p < l.head_dim; p += 32) {
-			int c = head * l.head_dim + p;
-			float y = fmaf(d, t.x[r * t.p_cols + p], t.y[r * t.p_cols + p]);
-			float gated = y * exact_silu(widen(proj[(row + r) * l.proj_cols + c]));
+		for (int i = threadIdx.x % 32; i < z.head_dim; i += 32) {
+			int at = r * z.p_cols + i;
+			float gated = fmaf(d, t.x[at], t.y[at]) * t.z[at];
 
 			squares = fmaf(gated, gated, squares);
-			narrow(gated * a.weights.gated_norm[c], (T *)a.gated + (row + r) * l.inner_cols + c);
+			narrow(gated * t.norm[i], to + i);
 		}
 		squares = warp_sum(squares);
 		if (threadIdx.x % 32 == 0)
-			a.squares[(row + r) * l.heads + head] = squares;
-	}
-}
-
-template <typename T, int VECTOR, int ROWS>
-static __device__ void scan_rows(const struct scan_params &a, const struct segment_view &s, const float *cache,
-				 int head, int from, int to, float (&h)[ROWS][VECTOR], const struct scan_tile &t)
-{
-	for (int r = from; r < to; r += TILE) {
-		int rows = to - r < TILE ? to - r : TILE;
-
-		convolve_tile<T>(a, s, cache, head, r, rows, t);
-		__syncthreads();
-		for (int i = 0; i < rows; i++)
-			step(h, t, i, a.layout.state_cols);
-		__syncthreads();
-		gate_tile<T>(a, (size_t)(s.row + r), head, rows, t);
-		__syncthreads();
+			a.squares[row * l.heads + p.head] = squares;
 	}
 }
 
 /* The conv state behind the kept rows: the head's x, and a group's B and C by its first head. */
 template <typename T>
-static __device__ void keep_conv(const struct scan_params &a, const struct segment_view &s, float *cache, int head)
+static __device__ void keep_conv(const struct scan_params &a, const struct scan_sizes &z, const struct scan_place &p)
 {
 	const struct layout &l = a.layout;
-	bool first = head % (l.heads / l.groups) == 0;
-	int columns = first ? l.head_dim + 2 * l.state_cols : l.head_dim;
-	float *to = cache + (1 - s.parity) * l.conv_floats;
+	float *to = p.cache + (1 - p.s.parity) * l.conv_floats;
 
-	for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-		int c = conv_column(l, head, i);
+	for (int i = 4 * threadIdx.x; i < z.head_dim + (p.first ? 2 * z.state : 0); i += 4 * z.threads) {
+		int c = conv_column(l, z, p, i);
 
-		for (int k = 0; k < l.taps - 1; k++)
-			to[(size_t)k * l.conv_cols + c] = conv_input<T>(a, s, cache, s.kept - l.taps + 1 + k, c);
+#pragma unroll 4
+		for (int k = 0; k < z.taps - 1; k++)
+			*(float4 *)(to + k * l.conv_cols + c) = conv_input<T>(a, z, p, p.s.kept - z.taps + 1 + k, c);
 	}
 }
 
-template <typename T, int VECTOR>
-static __global__ void __launch_bounds__(32 * MAX_WARPS) scan_heads(const struct scan_params a)
+/* All rows of the block's head: the first tile's loads and those of the state are under way together. */
+template <typename T, int VECTOR, int ROWS>
+static __device__ void run_head(const struct scan_params &a, const struct scan_sizes &z, const struct scan_place &p,
+				const struct scan_tile &t)
 {
-	extern __shared__ float shared[];
-	constexpr int ROWS = ROWS_OF(VECTOR);
-	const struct layout &l = a.layout;
-	struct scan_tile t = tile_in(shared, blockDim.x / 32 * ROWS, 32 * VECTOR);
 	int lane = threadIdx.x % 32, first = threadIdx.x / 32 * ROWS;
+	float h[ROWS][VECTOR], *state = p.cache + 2 * a.layout.conv_floats +
+					(size_t)(p.head * z.head_dim + first) * z.state + lane * VECTOR;
+	bool mine = lane * VECTOR < z.state;
 
-	for (int item = blockIdx.x; item < a.batch->n_segments * l.heads; item += gridDim.x) {
-		const struct segment_view s = a.batch->segments[item / l.heads];
-		int head = item % l.heads;
-		float *cache = s.cache + a.layer * l.layer_floats, h[ROWS][VECTOR];
-		float *state = cache + 2 * l.conv_floats + ((size_t)head * l.head_dim + first) * l.state_cols +
-			       lane * VECTOR;
-		bool mine = lane * VECTOR < l.state_cols;
-
+	if (threadIdx.x < z.head_dim)
+		t.norm[threadIdx.x] = a.weights.gated_norm[p.head * z.head_dim + threadIdx.x];
 #pragma unroll
-		for (int i = 0; i < ROWS; i++) {
-			for (int v = 0; v < VECTOR; v++)
-				h[i][v] = 0.0f;
-			if (mine && first + i < l.head_dim)
-				load_vector<VECTOR>(state + i * l.state_cols, h[i]);
-		}
-		scan_rows<T>(a, s, cache, head, 0, s.kept, h, t);
-		if (s.kept > 0) {
+	for (int i = 0; i < ROWS; i++) {
+		for (int v = 0; v < VECTOR; v++)
+			h[i][v] = 0.0f;
+		if (mine && first + i < z.head_dim)
+			load_vector<VECTOR>(state + i * z.state, h[i]);
+	}
+	for (int r = 0, rows; r < p.s.rows; r += rows) {
+		rows = min(TILE, (r < p.s.kept ? p.s.kept : p.s.rows) - r);
+		prepare_tile<T>(a, z, p, r, rows, t);
+		__syncthreads();
+#pragma unroll 1
+		for (int i = 0; i < rows; i++)
+			step(h, t, z, i);
+		__syncthreads();
+		if (r + rows == p.s.kept) {
 #pragma unroll
 			for (int i = 0; i < ROWS; i++)
-				if (mine && first + i < l.head_dim)
-					store_vector<VECTOR>(state + i * l.state_cols, h[i]);
-			keep_conv<T>(a, s, cache, head);
+				if (mine && first + i < z.head_dim)
+					store_vector<VECTOR>(state + i * z.state, h[i]);
+			keep_conv<T>(a, z, p);
 		}
-		scan_rows<T>(a, s, cache, head, s.kept, s.rows, h, t);
+		gate_tile<T>(a, z, p, r, rows, t);
+		__syncthreads();
 	}
 }
 
-template <typename T, int VECTOR>
+template <typename T, int VECTOR, bool COMMON>
+static __global__ void __launch_bounds__(COMMON ? 128 : MAX_THREADS, COMMON ? 4 : 1)
+scan_heads(const struct scan_params a)
+{
+	extern __shared__ __align__(16) float shared[];
+	const struct layout &l = a.layout;
+	const struct scan_sizes z = sizes_of<VECTOR, COMMON>(l);
+	const struct scan_tile t = tile_in(shared, z);
+	struct scan_place p = { .head = (int)blockIdx.x };
+
+	p.group = p.head / (l.heads / l.groups);
+	p.first = p.head % (l.heads / l.groups) == 0;
+	for (int i = blockIdx.y; i < a.batch->n_segments; i += gridDim.y) {
+		p.s = a.batch->segments[i];
+		p.cache = p.s.cache + a.layer * l.layer_floats;
+		run_head<T, VECTOR, ROWS_OF(VECTOR)>(a, z, p, t);
+	}
+}
+
+template <typename T, int VECTOR, bool COMMON>
 static cudaError_t launch(const struct scan_params *a, size_t segments, cudaStream_t stream)
 {
-	constexpr int rows = ROWS_OF(VECTOR);
-	int warps = (a->layout.head_dim + rows - 1) / rows;
-	size_t items = segments * (size_t)a->layout.heads, most = 1 << 15;
-	unsigned blocks = (unsigned)(items < most ? items : most);
+	struct scan_sizes z = sizes_of<VECTOR, COMMON>(a->layout);
+	dim3 grid((unsigned)a->layout.heads, (unsigned)(segments < 1 << 15 ? segments : 1 << 15));
 
-	scan_heads<T, VECTOR><<<blocks, 32 * warps, shared_bytes(warps * rows, 32 * VECTOR), stream>>>(*a);
+	scan_heads<T, VECTOR, COMMON><<<grid, z.threads, shared_bytes(z), stream>>>(*a);
 	return cudaGetLastError();
 }
 
@@ -306,13 +358,15 @@ static cudaError_t launch_for(const struct scan_params *a, size_t segments, cuda
 {
 	int state = a->layout.state_cols;
 
+	if (is_common(&a->layout))
+		return launch<T, 4, true>(a, segments, stream);
 	if (state <= 32)
-		return launch<T, 1>(a, segments, stream);
+		return launch<T, 1, false>(a, segments, stream);
 	if (state <= 64)
-		return launch<T, 2>(a, segments, stream);
+		return launch<T, 2, false>(a, segments, stream);
 	if (state <= 128)
-		return launch<T, 4>(a, segments, stream);
-	return launch<T, 8>(a, segments, stream);
+		return launch<T, 4, false>(a, segments, stream);
+	return launch<T, 8, false>(a, segments, stream);
 }
 
 cudaError_t scan(const struct layout *layout, const struct scan *args, bool to_bfloat16,

@@ -38,18 +38,17 @@ static __device__ inline void tile_load_transposed(uint32_t r[4], const bfloat16
 		     : "memory");
 }
 
-/* Copy 16 or 8 bytes from global to shared memory in the background; or write zeros there. */
-static __device__ inline void copy16(void *to, const void *from, bool zeros)
+/* Copy 16 bytes from global to shared memory in the background. */
+static __device__ inline void copy16(void *to, const void *from)
 {
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-		     "l"(from), "r"(zeros ? 0 : 16)
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
 		     : "memory");
 }
 
-static __device__ inline void copy8(void *to, const void *from, bool zeros)
+static __device__ inline void copy16_or_zero(void *to, const void *from, bool copy)
 {
-	asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-		     "l"(from), "r"(zeros ? 0 : 8)
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+		     "l"(from), "r"(copy ? 16 : 0)
 		     : "memory");
 }
 

@@ -1,0 +1,243 @@
+#include "gpu/chunk.cuh"
+
+/*
+ * B, C (and x) = silu(conv(...));  scores = C B^T;  dt = clamp(softplus(raw + dt_bias)) and the decay since the start
+ *
+ * A block of eight warps takes a chunk and one of three kinds of work: B and C of a group, and their scores; the steps
+ * of 32 heads; or 256 columns of x.  Where it convolves, a warp takes 16 rows and 128 of 256 columns, a lane four.
+ */
+#define WARPS BLOCK_SLICES
+#define WARP_ROWS 16
+#define X_COLUMNS 256
+#define STEP_HEADS 32
+#define MAX_STATE 128
+
+/* A lane's share of the convolution: four columns of 256, from lane_column on, in 16 rows of 64, from lane_row on. */
+struct conv_lane {
+	float rows[TAPS][4], weight[TAPS][4], bias[4];
+	uint2 ahead[WARP_ROWS];
+};
+
+static __device__ int lane_column(void)
+{
+	return threadIdx.x / 32 / (CHUNK_ROWS / WARP_ROWS) * 128 + threadIdx.x % 32 * 4;
+}
+
+static __device__ int lane_row(void)
+{
+	return threadIdx.x / 32 % (CHUNK_ROWS / WARP_ROWS) * WARP_ROWS;
+}
+
+static __device__ void load4(const float *from, float (&v)[4])
+{
+	*(float4 *)v = *(const float4 *)from;
+}
+
+static __device__ void unpack4(uint2 from, float (&v)[4])
+{
+	v[0] = first_of(from.x), v[1] = second_of(from.x), v[2] = first_of(from.y), v[3] = second_of(from.y);
+}
+
+/* Row r of the segment, four columns from c, as in_proj left it; rows before the segment come from the cache. */
+static __device__ void conv_input(const struct chunk_params &a, const struct segment_view &s, int r, int c, float (&v)[4])
+{
+	const struct layout &l = a.layout;
+
+	if (r < 0)
+		load4(conv_state_of(a, s, s.parity) + (size_t)(TAPS - 1 + r) * l.conv_cols + c, v);
+	else
+		unpack4(*(const uint2 *)((const bfloat16 *)a.buffers.proj + (size_t)(s.row + r) * l.proj_cols +
+					 l.inner_cols + c), v);
+}
+
+/* Load all that a lane needs for column c of the convolution and the three next ones. */
+static __device__ void conv_begin(const struct chunk_params &a, const struct segment_view &s,
+				  const struct chunk_view &k, int c, struct conv_lane &lane)
+{
+	const struct layout &l = a.layout;
+	int from = lane_row();
+	const bfloat16 *proj = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + from) * l.proj_cols + l.inner_cols + c;
+
+#pragma unroll
+	for (int i = 0; i < WARP_ROWS; i++)
+		lane.ahead[i] = from + i < k.rows ? *(const uint2 *)(proj + (size_t)i * l.proj_cols) : make_uint2(0, 0);
+#pragma unroll
+	for (int i = 0; i < TAPS - 1; i++)
+		conv_input(a, s, min(k.first + from, s.rows) + i - (TAPS - 1), c, lane.rows[i]);
+	load4(a.weights.conv_bias + c, lane.bias);
+#pragma unroll
+	for (int i = 0; i < TAPS; i++)
+		load4(a.weights.conv + (size_t)i * l.conv_cols + c, lane.weight[i]);
+}
+
+/* The i_th of the lane's rows, as pairs of columns; zero behind the chunk's end. */
+static __device__ void conv_next(struct conv_lane &lane, int i, bool valid, uint32_t (&pairs)[2])
+{
+	float out[4];
+
+	unpack4(lane.ahead[i], lane.rows[TAPS - 1]);
+	convolve(lane.rows, lane.weight, lane.bias, out);
+	shift(lane.rows);
+	pairs[0] = valid ? pack2(out[0], out[1]) : 0;
+	pairs[1] = valid ? pack2(out[2], out[3]) : 0;
+}
+
+/* The conv state behind the kept rows, four columns; by a warp of the block with the last kept chunk. */
+static __device__ void keep_conv(const struct chunk_params &a, const struct segment_view &s, int chunk, int c)
+{
+	float v[4];
+
+	if (lane_row() > 0 || chunk != s.chunk + s.kept_chunks - 1)
+		return;
+	for (int i = 0; i < TAPS - 1; i++) {
+		conv_input(a, s, s.kept - (TAPS - 1) + i, c, v);
+		*(float4 *)(conv_state_of(a, s, 1 - s.parity) + (size_t)i * a.layout.conv_cols + c) = *(float4 *)v;
+	}
+}
+
+static __device__ void prepare_x(const struct chunk_params &a, const struct segment_view &s, const struct chunk_view &k,
+				 int chunk, int part)
+{
+	int c = part * X_COLUMNS + lane_column(), from = lane_row();
+	struct conv_lane lane;
+
+	if (c >= a.layout.inner)
+		return;
+	conv_begin(a, s, k, c, lane);
+	bfloat16 *to = x_of(a, chunk, c / SLICE);
+#pragma unroll
+	for (int i = 0; i < WARP_ROWS; i++) {
+		uint32_t pairs[2];
+
+		conv_next(lane, i, from + i < k.rows, pairs);
+#pragma unroll
+		for (int t = 0; t < 2; t++)
+			*(uint32_t *)(to + x_place(from + i, 8 * t + c % 16 / 2)) = pairs[t];
+	}
+	keep_conv(a, s, chunk, c);
+}
+
+/* Tile (i, j) of C B^T; a lane leaves its 8 numbers as it holds them. */
+static __device__ void score(const bfloat16 *b, const bfloat16 *c, int state, int i, int j, float *to)
+{
+	int lane = threadIdx.x % 32, pitch = state + BC_PAD;
+	float sum[2][4] = { { 0.0f } };
+
+	for (int n = 0; n < state; n += 16) {
+		uint32_t left[4], right[4];
+
+		tile_load(left, c + (16 * i + lane % 16) * pitch + n + lane / 16 * 8);
+		tile_load(right, b + (16 * j + lane % 8 + lane / 16 * 8) * pitch + n + lane / 8 % 2 * 8);
+		tile_product(sum[0], left, right[0], right[1]);
+		tile_product(sum[1], left, right[2], right[3]);
+	}
+	*(float4 *)(to + lane * 4) = make_float4(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
+	*(float4 *)(to + 128 + lane * 4) = make_float4(sum[1][0], sum[1][1], sum[1][2], sum[1][3]);
+}
+
+static __device__ void prepare_bc(const struct chunk_params &a, const struct segment_view &s,
+				  const struct chunk_view &k, int chunk, int group)
+{
+	__shared__ __align__(16) bfloat16 shared[2][CHUNK_ROWS * (MAX_STATE + BC_PAD)];
+	const struct layout &l = a.layout;
+	int edge = edge_of(k), from = lane_row(), pitch = l.state + BC_PAD;
+	int n = lane_column() % l.state, which = lane_column() / l.state; /* 0: B, 1: C */
+	int c = l.inner_cols + (which * l.groups + group) * l.state + n;
+	struct conv_lane lane;
+
+	if (which < 2 && from < 16 * edge) {
+		bfloat16 *to = bc_of(a, k, group, which);
+
+		conv_begin(a, s, k, c, lane);
+#pragma unroll
+		for (int i = 0; i < WARP_ROWS; i++) {
+			int at = (from + i) * pitch + n / 16 * 16 + n % 16 / 2;
+			uint32_t pairs[2];
+
+			conv_next(lane, i, from + i < k.rows, pairs);
+#pragma unroll
+			for (int t = 0; t < 2; t++) {
+				*(uint32_t *)(to + at + 8 * t) = pairs[t];
+				*(uint32_t *)(shared[which] + at + 8 * t) = pairs[t];
+			}
+		}
+		keep_conv(a, s, chunk, c);
+	}
+	__syncthreads();
+	for (int t = threadIdx.x / 32; t < tiles_of(edge); t += WARPS) {
+		int i = t >= 6 ? 3 : t >= 3 ? 2 : t >= 1 ? 1 : 0;
+
+		score(shared[0], shared[1], l.state, i, t - tiles_of(i), scores_of(a, k, group) + t * SCORE_TILE);
+	}
+	__syncthreads();
+}
+
+/* A head's steps: a lane has rows r and r + 1. */
+static __device__ void head_steps(const struct chunk_params &a, const struct chunk_view &k, int head)
+{
+	const struct layout &l = a.layout;
+	int lane = threadIdx.x % 32, r = 2 * lane, rows = 16 * edge_of(k);
+	const bfloat16 *raw = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + r) * l.proj_cols + l.dt_col + head;
+	float slope = a.weights.a[head] * LOG2_E, bias = a.weights.dt_bias[head], dt[2] = { 0.0f, 0.0f };
+	float since[2], sum, last;
+
+	for (int j = 0; j < 2; j++)
+		if (r + j < k.rows)
+			dt[j] = time_step(widen(raw[j * l.proj_cols]), bias, l.dt_min, l.dt_max);
+	sum = dt[0] * slope + dt[1] * slope;
+	for (int step = 1; step < 32; step *= 2) {
+		float other = __shfl_up_sync(0xffffffff, sum, step);
+
+		sum = lane >= step ? sum + other : sum;
+	}
+	since[0] = __shfl_up_sync(0xffffffff, sum, 1);
+	since[0] = (lane > 0 ? since[0] : 0.0f) + dt[0] * slope;
+	since[1] = sum;
+	last = __shfl_sync(0xffffffff, k.rows % 2 ? since[0] : since[1], (k.rows - 1) / 2);
+	if (r >= rows)
+		return;
+	float *to = steps_of(a, k, head) + r;
+	*(float2 *)(to + STEP_SINCE * rows) = make_float2(since[0], since[1]);
+	*(float2 *)(to + STEP_REACH * rows) = make_float2(fast_exp2(since[0]), fast_exp2(since[1]));
+	*(float2 *)(to + STEP_SOURCE * rows) =
+		make_float2(since[0] - fast_log2(dt[0]), since[1] - fast_log2(dt[1]));
+	*(float2 *)(to + STEP_WEIGHT * rows) =
+		make_float2(fast_exp2(last - since[0]) * dt[0], fast_exp2(last - since[1]) * dt[1]);
+}
+
+static __global__ void __launch_bounds__(32 * WARPS, 2) prepare_chunks(const struct chunk_params a, bool with_x)
+{
+	const struct layout &l = a.layout;
+	int step_parts = (l.heads + STEP_HEADS - 1) / STEP_HEADS;
+	int x_parts = with_x ? (l.inner + X_COLUMNS - 1) / X_COLUMNS : 0, parts = l.groups + step_parts + x_parts;
+
+	for (int item = blockIdx.x; item < a.batch->n_chunks * parts; item += gridDim.x) {
+		int chunk = item / parts, part = item % parts;
+		const struct chunk_view k = a.batch->chunks[chunk];
+		const struct segment_view s = a.batch->segments[k.segment];
+
+		if (part < l.groups) {
+			prepare_bc(a, s, k, chunk, part);
+		} else if (part < l.groups + step_parts) {
+			int head = (part - l.groups) * STEP_HEADS, end = min(head + STEP_HEADS, l.heads);
+
+			for (head += threadIdx.x / 32; head < end; head += WARPS)
+				head_steps(a, k, head);
+		} else {
+			prepare_x(a, s, k, chunk, part - l.groups - step_parts);
+		}
+	}
+}
+
+cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
+			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
+			  size_t chunks, cudaStream_t stream)
+{
+	struct chunk_params a = { *layout, *weights, *buffers, layer, batch };
+	size_t parts = (size_t)layout->groups + (size_t)(layout->heads + STEP_HEADS - 1) / STEP_HEADS +
+		       (with_x ? (size_t)(layout->inner + X_COLUMNS - 1) / X_COLUMNS : 0);
+	size_t items = chunks * parts, most = 1 << 16;
+
+	prepare_chunks<<<(unsigned)(items < most ? items : most), 32 * WARPS, 0, stream>>>(a, with_x);
+	return cudaGetLastError();
+}
