@@ -192,7 +192,7 @@ class Receiver:
 
     def receive(self, timeout=TIMEOUT):
         """The next message; None when none comes in time."""
-        if not self.socket.poll(timeout * 1000):
+        if not self.socket.poll(max(0, timeout) * 1000):  # a negative time-out would wait for ever
             return None
         return Message(self.socket.recv_multipart())
 
