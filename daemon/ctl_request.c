@@ -16,7 +16,8 @@
 #include "protocol/client.h"
 #include "protocol/streamid.h"
 
-#define TIMEOUT_MS 60000
+#define TIMEOUT_MS 5000
+#define STATE_TIMEOUT_MS 120000 /* where states are copied or written */
 #define REQUEST_BYTES 2048 /* beside a state */
 #define ARGUMENTS_MAX 2
 
@@ -25,21 +26,22 @@ enum kind { NONE, STREAM, FILE_OUT, FILE_IN };
 /* The arguments that each command takes: the request's key for a stream id or a file that is read, and what it is. */
 static const struct {
 	const char *name;
+	int timeout_ms;
 	struct {
 		enum kind kind;
 		const char *key;
 		bool required;
 	} argument[ARGUMENTS_MAX];
 } commands[] = {
-	{ "status", { { NONE, NULL, false } } },
-	{ "streams", { { STREAM, "prefix", false } } },
-	{ "reset", { { STREAM, "stream", true } } },
-	{ "close", { { STREAM, "stream", true } } },
-	{ "drain", { { NONE, NULL, false } } },
-	{ "snapshot", { { STREAM, "stream", false } } },
-	{ "export", { { STREAM, "stream", true }, { FILE_OUT, "state", true } } },
-	{ "import", { { FILE_IN, "state", true }, { STREAM, "stream", false } } },
-	{ "fork", { { STREAM, "stream", true }, { STREAM, "to", true } } },
+	{ "status", TIMEOUT_MS, { { NONE, NULL, false } } },
+	{ "streams", TIMEOUT_MS, { { STREAM, "prefix", false } } },
+	{ "reset", TIMEOUT_MS, { { STREAM, "stream", true } } },
+	{ "close", TIMEOUT_MS, { { STREAM, "stream", true } } },
+	{ "drain", TIMEOUT_MS, { { NONE, NULL, false } } },
+	{ "snapshot", STATE_TIMEOUT_MS, { { STREAM, "stream", false } } },
+	{ "export", STATE_TIMEOUT_MS, { { STREAM, "stream", true }, { FILE_OUT, "state", true } } },
+	{ "import", STATE_TIMEOUT_MS, { { FILE_IN, "state", true }, { STREAM, "stream", false } } },
+	{ "fork", STATE_TIMEOUT_MS, { { STREAM, "stream", true }, { STREAM, "to", true } } },
 };
 
 struct request {
@@ -208,7 +210,7 @@ int ctl_request(int argc, char **argv)
 	if (!r.address && !runtime_control_address(own, sizeof own, &error))
 		r.address = own;
 	if (!r.address || client_new(CLIENT_CONTROL, r.address, &client, &error) ||
-	    client_request(client, r.bytes, r.size, TIMEOUT_MS, &answer, &error))
+	    client_request(client, r.bytes, r.size, commands[r.command].timeout_ms, &answer, &error))
 		rc = ctl_fail(r.name, CTL_NO_DAEMON, &error);
 	else
 		rc = show(&r, &answer);

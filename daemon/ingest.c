@@ -305,7 +305,7 @@ static int place(struct server *server, struct arrival *arrival, struct stream *
 		pos = arrival->expected;
 	}
 	n = rows - skip;
-	if (n && pos > arrival->expected)
+	if (pos > arrival->expected && (n || gap_policy(server, arrival) == GAP_REJECT)) /* an end may come too early as well */
 		rc = mind_the_gap(server, arrival, stream, pos, &life, err);
 	if (!rc)
 		rc = check_credit(server, arrival, n, err);

@@ -92,7 +92,7 @@ static int convert_int64(const char *path, struct npy *npy, const char *data, st
 static int read_header(const char *path, const char *header, const char *data, size_t bytes, struct npy *npy, struct error *err)
 {
 	const char *descr = value_of(header, "'descr'"), *order = value_of(header, "'fortran_order'");
-	size_t itemsize = 0;
+	size_t itemsize = 0, row_bytes;
 
 	if (!descr || !order || !read_shape(value_of(header, "'shape'"), npy))
 		return error_set(err, ERR_FORMAT, "%s: not an array of one or two dimensions", path);
@@ -107,8 +107,8 @@ static int read_header(const char *path, const char *header, const char *data, s
 		itemsize = 8;
 	if (!itemsize)
 		return error_set(err, ERR_FORMAT, "%s: dtype %.5s, expected float32, float16, or integer token ids", path, descr);
-	if (npy->rows > bytes || (npy->columns ? npy->columns : 1) > bytes / itemsize ||
-	    npy->rows * itemsize > bytes / (npy->columns ? npy->columns : 1))
+	row_bytes = npy->columns > SIZE_MAX / itemsize ? 0 : itemsize * (npy->columns ? npy->columns : 1);
+	if (!row_bytes || npy->rows > bytes / row_bytes)
 		return error_set(err, ERR_FORMAT, "%s: truncated: %zu bytes of data are too few for its shape", path, bytes);
 	npy->data = data;
 	return itemsize == 8 ? convert_int64(path, npy, data, err) : 0;
