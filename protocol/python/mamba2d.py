@@ -44,6 +44,7 @@ _SENT_AS = {"float64": "float32", "int64": "int32"}
 
 _HEARTBEAT_MS = 2000  # between pings; a peer that misses them for three times as long counts as gone
 _BACK_OFF = 0.05      # seconds to let refusals arrive before sending again
+_MAKE_ROOM = 1.0      # seconds without credit after which unfinished windows are flushed, to have some back
 
 
 class Refused(Exception):
@@ -386,6 +387,9 @@ class Client:
                 elif now - asked > self._silence:
                     asked = now
                     self._connect()
+                elif now - asked > _MAKE_ROOM and self._has_waiting_rows():
+                    asked = now
+                    self._make_room()
                 for s in streams:
                     if s.refusal:
                         raise s.refusal
@@ -450,6 +454,15 @@ class Client:
         for s in streams:
             while s.sent < s.given and credit > 0 or s.sent >= s.given and not s.finish_sent:
                 credit -= self._send_piece(s, credit)
+
+    def _has_waiting_rows(self):
+        return any(s.sent < s.given for s in self._streams.values() if s.is_fed and s.is_open)
+
+    def _make_room(self):
+        """The rows of many unfinished windows hold all credit, it seems: have them emitted."""
+        for s in self._streams.values():
+            if s.is_fed and s.is_open and s.done < s.sent:
+                self._send(s, {"type": "flush"})
 
     def _send_piece(self, s, credit):
         """Send one data message and return the rows it took."""

@@ -220,6 +220,16 @@ def test_small_credit(daemons, connect, many_rows):
     assert daemon.ask("status")["refused"] == {}, "the client heeds its credit"
 
 
+def test_unfinished_windows_of_many_streams_do_not_hold_all_credit_for_ever(daemons, connect, rows):
+    daemon = daemons(CASE, window=WINDOW, **{"limits.credit_rows": 50})
+    client = connect(daemon)
+    want = client.encode("whole", rows[:30])
+    for i in range(10):
+        client.send(f"unfinished-{i}", rows[:10])
+    for i in range(10):
+        assert same_bytes(client.encode(f"unfinished-{i}", rows[10:30]), want[10:])
+
+
 def test_no_credit_and_the_gaps_behind_it_are_mended(daemons, connect, many_rows):
     """A client that is wrong about its credit (it was lowered, say) goes back and sends again."""
     daemon = daemons(CASE, window=WINDOW, **{"limits.credit_rows": 64})

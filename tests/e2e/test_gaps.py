@@ -149,3 +149,18 @@ def test_many_publishers_one_of_them_with_gaps(daemons, rows, address):
         bad.data(b"bad", rows[start:start + 3], pos=start)
     assert same_bytes(consumer.hidden(b"good", 0, len(rows)), Peer(daemon).encode(rows))
     assert refusals(daemon) == {}
+
+
+def test_a_peer_takes_a_stream_over_from_publishers(daemons, rows, address):
+    daemon = daemons(CASE, window=WINDOW, **{"sockets.subscribe": address})
+    publisher, peer, consumer = Publisher(daemon, address, False), Peer(daemon), Subscriber(daemon)
+    publisher.data(b"s", rows[:11], pos=0)
+    consumer.hidden(b"s", 0, 8)
+    peer.data(b"s", rows[11:], pos=11)
+    peer.refusal(b"s", "denied")
+    assert peer.open(b"s").next == 11
+    publisher.data(b"s", rows[11:30] * 9, pos=11)
+    while "denied" not in refusals(daemon) or refusals(daemon)["denied"] < 2:
+        pass
+    peer.data(b"s", rows[11:], end=True)
+    assert same_bytes(consumer.hidden(b"s", 8, len(rows)), peer.encode(rows)[8:])

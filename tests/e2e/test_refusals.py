@@ -1,4 +1,5 @@
 """Whatever a client may say wrong is refused by name and changes nothing: the stream goes on as if it had not been."""
+import socket
 import tempfile
 
 import msgpack
@@ -268,3 +269,23 @@ def test_a_message_of_more_bytes_than_allowed(daemons, rows):
     good.data(b"good", rows[BEFORE:], end=True)
     assert same_bytes(good.hidden(b"good", 0, len(rows)), good.encode(rows))
     assert b"bad" not in [s["stream"] for s in daemon.ask("streams")["streams"]]
+
+
+NOISE = {"HTTP": b"GET / HTTP/1.1\r\n\r\n", "ones": b"\xff" * 1000, "zeros": bytes(64), "nothing": b"",
+         "half a greeting": b"\xff" + bytes(8) + b"\x7f\x03"}
+
+
+@pytest.mark.parametrize("noise", NOISE.values(), ids=NOISE.keys())
+def test_noise_on_the_socket(daemons, rows, noise):
+    """Somebody who does not speak ZMTP, and leaves in the middle or stays."""
+    daemon = daemons(CASE, window=WINDOW, **{"sockets.ingest": ["tcp://127.0.0.1:*"]})
+    address = daemon.ask("status")["sockets"]["ingest"]
+    host, port = address[len("tcp://"):].rsplit(":", 1)
+    with socket.create_connection((host, int(port))) as stays, socket.create_connection((host, int(port))) as leaves:
+        stays.sendall(noise)
+        leaves.sendall(noise)
+        leaves.close()
+        peer = Peer(daemon, address)
+        peer.open(b"s")
+        peer.data(b"s", rows, end=True)
+        assert same_bytes(peer.hidden(b"s", 0, len(rows)), peer.encode(rows))
