@@ -96,7 +96,7 @@ static const struct key keys[] = {
 	  "folder in which streams outlive the daemon; empty: they do not", 0, 0, false, NULL, NULL },
 	{ "state.interval", KIND_SECONDS, AT(state.interval), "30",
 	  "seconds after which the state of a stream that changed is written", 0, 0, false, NULL, NULL },
-	{ "state.keep", KIND_UINT, AT(state.keep), "2", "states kept of each stream", 1, GENERATIONS_MAX - 2, false, NULL, NULL },
+	{ "state.keep", KIND_UINT, AT(state.keep), "2", "states kept of each stream", 1, GENERATIONS_KEEP_MAX, false, NULL, NULL },
 	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864", "bytes; largest payload accepted", 1024, 4 * GIB, false, NULL, NULL },
 	{ "limits.credit_rows", KIND_UINT, AT(limits.credit_rows), "16384",
 	  "rows that one peer may have accepted but not done", 1, GIB, false, NULL, NULL },

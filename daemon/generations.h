@@ -2,7 +2,7 @@
  * Which states of a stream are kept on disk, and what they promise: the rule of PROTOCOL.md, "Resuming", by itself.
  *
  * A generation is one state on disk.  Rows before its reach are in its cache or among its pending rows; hidden states
- * before its emitted position count as emitted when it is resumed.
+ * before its emitted position count as emitted when it is resumed.  It is confirmed if the peer has all of those.
  */
 #ifndef DAEMON_GENERATIONS_H
 #define DAEMON_GENERATIONS_H
@@ -11,12 +11,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GENERATIONS_MAX 8
+#define GENERATIONS_MAX 12
+#define GENERATIONS_KEEP_MAX 6 /* state.keep; there are others beside them, see generations_doom */
 
 struct generation {
 	uint64_t number;  /* in the file's name; later ones are higher */
 	uint64_t epoch, reach, emitted;
 	bool known;       /* false: found at start and not read yet; epoch, reach and emitted say nothing */
+	bool doomed;      /* goes as soon as a newer one is on disk: it promises nothing any more */
 };
 
 /* Oldest first. */
@@ -25,22 +27,30 @@ struct generations {
 	size_t n;
 };
 
-/* Put a newly written generation behind the others; with GENERATIONS_MAX of them the oldest falls out. */
+/* Put a newly written generation behind the others; there must be room, which generations_doom sees to. */
 void generations_add(struct generations *generations, const struct generation *newest);
+void generations_learn(struct generations *generations, const struct generation *known); /* one that was read */
 void generations_remove(struct generations *generations, uint64_t number);
 
 /*
- * Rows of this epoch before the returned position never have to be sent again.  For a stream with reply: the farthest
- * reach of a generation whose emitted hidden states are all confirmed (emitted <= got); else that of the newest.
+ * Rows of this epoch before the returned position never have to be sent again.  For a stream with reply: the reach of
+ * the newest generation that is confirmed (emitted <= got); else that of the newest.
  */
 uint64_t generations_durable(const struct generations *generations, uint64_t epoch, bool reply, uint64_t got);
 
 /*
- * May generation i be deleted?  Kept are the newest `keep` and, of a stream with reply, the newest of the epoch that is
- * confirmed.  One that was not read yet may be that one.
+ * Doom what may be deleted once newest, which is not among generations yet, is on disk.  Kept are the newest `keep`,
+ * newest included, and of a stream with reply:
+ * - the newest confirmed one of its epoch, on which `durable` rests;
+ * - of the others the one that will be confirmed first, so that `durable` moves on however far the peer lags;
+ * - those that are not known: an earlier run of the daemon may have promised any of them.
+ * Where all that leaves no room, the oldest go: after several runs in which the peer was not heard of.
  */
-bool generations_doomed(const struct generations *generations, size_t i, uint64_t epoch, size_t keep, bool reply,
-			uint64_t got);
+void generations_doom(struct generations *generations, const struct generation *newest, size_t keep, bool reply,
+		      uint64_t got);
+
+/* The write of the newest failed: nothing goes after all. */
+void generations_spare(struct generations *generations);
 
 /*
  * Is a generation one that a stream in epoch can be rewound to, if its peer lacks hidden states from `from` on?

@@ -238,11 +238,7 @@ static void count_rows(struct server *server, struct stream *stream, const struc
 	if (stream->feeder)
 		stream->feeder->outstanding += n;
 	server->stats.rows_in += n;
-	if (server->config->streams.flush_after > 0 && stream->accepted % server->config->window &&
-	    !link_listed(&stream->unflushed)) {
-		stream->unflushed_ms = server->now_ms;
-		list_append(&server->unflushed, &stream->unflushed);
-	}
+	stream_flush_later(server, stream);
 }
 
 /* What to do with rows at gap_pos when the stream expects others. */
@@ -336,9 +332,9 @@ static int place(struct server *server, struct arrival *arrival, struct stream *
 /* Put the message aside until the stream is loaded, or there is room for it. */
 static int hold(struct server *server, struct arrival *arrival, struct held_list *list, struct error *err)
 {
-	if (held_add(server, list, arrival->frames, arrival->router))
+	if (list && held_add(server, list, arrival->frames, arrival->router))
 		return HELD;
-	arrival->has_expected = true;
+	arrival->has_expected = arrival->message.has_pos;
 	arrival->expected = arrival->message.pos;
 	return error_set(err, REFUSED_NO_CREDIT, "the stream is not in memory yet and too many messages wait: send it again");
 }
@@ -348,14 +344,6 @@ static int load(struct server *server, struct arrival *arrival, struct saved *sa
 {
 	const struct message *m = &arrival->message;
 
-	if (saved->feeder) {
-		struct peer *feeder = peer_get(server, saved->feeder, saved->feeder_size);
-
-		stream_feed(server, stream, feeder);
-		peer_release(server, feeder);
-		stream->reply = saved->reply;
-		stream->got = saved->got;
-	}
 	resuming_start(server, stream, saved, m->type == MESSAGE_OPEN && m->has_from, m->from);
 	stream_install(server, stream);
 	return hold(server, arrival, &stream->held, err);
@@ -371,12 +359,14 @@ static int find_elsewhere(struct server *server, struct arrival *arrival, struct
 	char key[HASH_TEXT];
 	enum room room;
 
-	if (server->store && !draining) {
+	if (server->store) {
 		store_key(arrival->id, arrival->id_size, key);
 		saved = states_find(server, key);
 	}
 	if (saved && saved->damage)
 		return error_set(err, REFUSED_STATE_DAMAGED, "%s", saved->damage);
+	if (draining)
+		saved = NULL; /* its states are those of the life that ends */
 	if (saved && saved->closed && !(type == MESSAGE_OPEN && arrival->message.has_from)) {
 		if (type == MESSAGE_DATA || type == MESSAGE_OPEN || arrival->message.has_got)
 			states_forget(server, saved); /* a new start, or the peer has it all */
@@ -386,11 +376,9 @@ static int find_elsewhere(struct server *server, struct arrival *arrival, struct
 		return error_set(err, REFUSED_CLOSED, "no such stream is open");
 	if (server->phase != SERVER_SERVING)
 		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
-	if (server->waiting.first && !arrival->held)
-		return hold(server, arrival, &server->waiting, err); /* behind those who came first */
 	room = draining ? ROOM_YES : saving_make_room(server);
-	if (room == ROOM_SOON)
-		return hold(server, arrival, &server->waiting, err);
+	if (room == ROOM_SOON || (!list_empty(&server->waiting) && !arrival->held)) /* behind those who came first */
+		return hold(server, arrival, waiting_get(server, arrival->id, arrival->id_size), err);
 	if (room == ROOM_NONE)
 		return error_set(err, REFUSED_TOO_MANY_STREAMS, "%zu streams are open, streams.max allows no more",
 				 server->streams.n);
@@ -427,6 +415,8 @@ static int choose_life(struct server *server, struct arrival *arrival, struct st
 
 	*ret_new = true;
 	*ret_origin = 0;
+	if (!arrival->held && waiting_find(server, arrival->id, arrival->id_size))
+		return hold(server, arrival, waiting_find(server, arrival->id, arrival->id_size), err);
 	if (stream && stream->phase == STREAM_LOADING)
 		return hold(server, arrival, &stream->held, err);
 	if (!stream || stream->phase != STREAM_LIVE) {
@@ -452,13 +442,21 @@ static int choose_life(struct server *server, struct arrival *arrival, struct st
 	return 0;
 }
 
-/* What the peer says it has got; what it lacks comes after that. */
-static void note_got(struct stream *stream, const struct message *m)
+/*
+ * What the peer says it has got; what it lacks comes after that.  A peer that opens may lack what another one had; the
+ * state on disk then has to say so.
+ */
+static void note_got(struct server *server, struct stream *stream, const struct message *m, bool reply)
 {
+	bool changed = reply != stream->reply || (m->has_from && m->from < stream->got);
+
+	stream->reply = reply;
+	if (m->has_from)
+		stream->got = m->from;
 	if (m->has_got && m->got > stream->got)
 		stream->got = m->got;
-	if (m->has_from && m->from > stream->got)
-		stream->got = m->from;
+	if (changed)
+		saving_note(server, stream);
 }
 
 static int handle(struct server *server, struct arrival *arrival, struct error *err)
@@ -488,9 +486,7 @@ static int handle(struct server *server, struct arrival *arrival, struct error *
 	stream = placed;
 	if (m->type == MESSAGE_OPEN || !stream->feeder)
 		stream_feed(server, stream, arrival->peer);
-	if (m->type == MESSAGE_OPEN)
-		stream->reply = m->reply && arrival->router;
-	note_got(stream, m);
+	note_got(server, stream, m, m->type == MESSAGE_OPEN ? m->reply && arrival->router : stream->reply);
 	stream->active_ms = server->now_ms;
 	list_append(&server->idle, &stream->idle);
 	if (arrival->router)
@@ -536,17 +532,25 @@ void ingest_message(struct server *server, bool router, const struct endpoint_me
 		refuse(server, &arrival, &error);
 }
 
-void ingest_waiting(struct server *server)
+void ingest_held(struct server *server, struct held_list *list)
 {
 	struct held *held;
 
-	while (server->waiting.first && saving_make_room(server) != ROOM_SOON) {
+	while ((held = held_pop(server, list))) {
 		struct endpoint_message message;
 
-		held = held_pop(server, &server->waiting);
 		held_message(held, &message);
 		ingest_message(server, held->router, &message);
 		free(held);
+	}
+}
+
+void ingest_waiting(struct server *server)
+{
+	while (!list_empty(&server->waiting) && saving_make_room(server) != ROOM_SOON) {
+		struct held_list list = waiting_pop(server);
+
+		ingest_held(server, &list);
 	}
 }
 

@@ -155,9 +155,10 @@ int server_open(struct server *server, const struct config *config, struct error
 	list_init(&server->unsaved);
 	list_init(&server->loading);
 	list_init(&server->idle);
+	list_init(&server->waiting);
 	server->itemsize = dtype_size((enum dtype)config->output.dtype);
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
-	    (rc = table_init(&server->saved, err)) ||
+	    (rc = table_init(&server->saved, err)) || (rc = table_init(&server->waiters, err)) ||
 	    (rc = open_signals(server, err)) || (rc = open_device(server, err)) || (rc = open_pools(server, err)) ||
 	    (rc = batch_init(server, err)) || (rc = states_open(server, err)) || (rc = worker_new(server->device, &server->worker, err)))
 		return rc;
@@ -202,8 +203,12 @@ void server_free(struct server *server)
 	free_streams(server);
 	requests_free(server);
 	states_close(server);
-	while ((held = held_pop(server, &server->waiting)))
-		free(held);
+	while (server->waiters.n) {
+		struct held_list list = waiting_pop(server);
+
+		while ((held = held_pop(server, &list)))
+			free(held);
+	}
 	batch_free(server);
 	pool_free(server->blocks);
 	pool_free(server->hiddens);
@@ -213,6 +218,7 @@ void server_free(struct server *server)
 	table_free(&server->streams);
 	table_free(&server->peers);
 	table_free(&server->saved);
+	table_free(&server->waiters);
 	if (server->signal_fd >= 0)
 		close(server->signal_fd);
 }
@@ -339,7 +345,7 @@ int server_run(struct server *server, struct error *err)
 	server->now_ms = (int64_t)(now_ns() / 1000000);
 	log_notice("ready");
 	while (!rc && !server->failed) {
-		int64_t due = stream_timers(server), save_due = saving_start(server);
+		int64_t due = stream_timers(server), save_due = saving_start(server), load_due = resuming_go_on(server);
 
 		batch_start(server);
 		publish_acks(server);
@@ -349,7 +355,8 @@ int server_run(struct server *server, struct error *err)
 			return error_set(err, ERR_SYSTEM, "not all that was accepted could be published and saved within %g s%s%s",
 					 server->config->shutdown_timeout, server->state_stats.failing ? ": " : "",
 					 server->state_stats.failing ? server->state_stats.why : "");
-		rc = turn(server, save_due < due ? save_due : due, err);
+		due = save_due < due ? save_due : due;
+		rc = turn(server, load_due < due ? load_due : due, err);
 	}
 	return rc ? rc : error_set(err, ERR_SYSTEM, "a socket failed");
 }

@@ -114,6 +114,7 @@ static void give(struct server *server, struct request *request, struct slot *sl
 	struct stream *stream;
 	struct error error = { 0 };
 
+	state->reply = false;
 	if (old) {
 		state->epoch = old->epoch + 1;
 		state->source_epoch = state->epoch;

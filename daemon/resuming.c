@@ -32,43 +32,34 @@ static void read_state(struct server *server, struct stream *stream, struct slot
 
 void resuming_start(struct server *server, struct stream *stream, struct saved *saved, bool rewinding, uint64_t from)
 {
-	struct slot *slot = states_slot(server);
-
 	stream->phase = STREAM_LOADING;
 	stream->rewinding = rewinding;
 	stream->from = from;
 	saved->closed = false;
-	if (slot)
-		read_state(server, stream, slot);
-	else
-		list_append(&server->loading, &stream->unsaved);
+	list_append(&server->loading, &stream->unsaved);
+	resuming_go_on(server);
 }
 
-void resuming_go_on(struct server *server)
+int64_t resuming_go_on(struct server *server)
 {
-	struct link *link;
-	struct slot *slot;
+	struct link *link = list_first(&server->loading), *next;
 
-	while ((link = list_first(&server->loading)) && (slot = states_slot(server))) {
+	if (link && server->now_ms < server->retry_disk_ms)
+		return server->retry_disk_ms;
+	for (; link; link = next) {
 		struct stream *stream = list_entry(link, struct stream, unsaved);
+		const struct saved *saved = states_find(server, stream->key);
+		struct slot *slot = states_slot(server);
 
+		next = list_next(&server->loading, link);
+		if (!slot)
+			break;
+		if (saved && saved->slot)
+			continue; /* a state of the life before is being written: what can be read changes with it */
 		list_remove(link);
 		read_state(server, stream, slot);
 	}
-}
-
-/* Handle the messages that waited for the stream; they find it live, or refused. */
-static void replay(struct server *server, struct held_list *list)
-{
-	struct held *held;
-
-	while ((held = held_pop(server, list))) {
-		struct endpoint_message message;
-
-		held_message(held, &message);
-		ingest_message(server, held->router, &message);
-		free(held);
-	}
+	return INT64_MAX; /* they wait for a slot */
 }
 
 /* The stream is there. */
@@ -85,7 +76,7 @@ static void go_live(struct server *server, struct stream *stream)
 	server->state_stats.resumed++;
 	if (stream->feeder && stream->feeder->router)
 		list_add(&server->dirty, &stream->dirty);
-	replay(server, &list);
+	ingest_held(server, &list);
 }
 
 /* It cannot be had: the messages that waited are refused with why. */
@@ -102,7 +93,7 @@ static void give_up(struct server *server, struct stream *stream, struct saved *
 	}
 	stream->phase = STREAM_RETIRED;
 	stream_settle(server, stream);
-	replay(server, &list);
+	ingest_held(server, &list);
 }
 
 /* Take over what reading taught about the generations. */
@@ -114,17 +105,39 @@ static void learn(struct server *server, struct stream *stream, struct saved *sa
 		const struct generation *generation = &task->generations.item[i];
 
 		damaged |= task->damaged[i];
-		if (task->damaged[i])
+		if (task->damaged[i] || task->outrun[i])
 			generations_remove(&saved->generations, generation->number);
-		for (size_t k = 0; k < saved->generations.n; k++)
-			if (saved->generations.item[k].number == generation->number)
-				saved->generations.item[k] = *generation;
+		else if (generation->known)
+			generations_learn(&saved->generations, generation);
 	}
 	if (!damaged)
 		return;
+	if (task->found)
+		stream->epoch = task->state->epoch;
 	server->state_stats.damaged++;
 	log_warning("%s; the state before it is used", task->damage.text);
-	publish_event(server, stream, EVENT_RESET, task->state->position, "the newest state is damaged: resumed from the one before");
+	publish_event(server, stream, EVENT_RESET, task->state->position,
+		      "the newest state is damaged: resumed from the one before");
+}
+
+/* What was remembered when the stream left memory in this run, and what the state does not say. */
+static void recall(struct server *server, struct stream *stream)
+{
+	struct saved *saved = states_find(server, stream->key);
+	struct peer *feeder;
+
+	if (!saved || !saved->remembered)
+		return;
+	saved->remembered = false;
+	stream->reply = saved->reply;
+	stream->got = saved->got;
+	if (saved->epoch == stream->epoch && saved->published > stream->published)
+		stream->published = saved->published;
+	feeder = saved->feeder ? peer_get(server, saved->feeder, saved->feeder_size) : NULL;
+	if (!feeder)
+		return;
+	stream_feed(server, stream, feeder);
+	peer_release(server, feeder);
 }
 
 void resuming_read(struct server *server, struct slot *slot)
@@ -138,6 +151,13 @@ void resuming_read(struct server *server, struct slot *slot)
 		return;
 	}
 	saved = states_find(server, stream->key);
+	if (task->error.code && task->error.code != ERR_FORMAT && task->error.code != ERR_UNSUPPORTED) {
+		states_failed(server, STORE_READ, &task->error);
+		states_free_slot(server, slot);
+		list_append(&server->loading, &stream->unsaved);
+		return;
+	}
+	states_well(server, STORE_READ);
 	if (task->error.code || !saved) {
 		char why[sizeof task->error.text];
 
@@ -149,6 +169,7 @@ void resuming_read(struct server *server, struct slot *slot)
 	learn(server, stream, saved, task);
 	if (!task->found) { /* no state is old enough: start from position 0 */
 		states_free_slot(server, slot);
+		recall(server, stream);
 		go_live(server, stream);
 		return;
 	}
@@ -168,7 +189,6 @@ void resuming_give(struct server *server, struct stream *stream, struct slot *sl
 /* Give the stream the state's counts and pending rows. */
 static int adopt(struct server *server, struct stream *stream, const struct state *state, struct error *err)
 {
-	const struct saved *saved = states_find(server, stream->key);
 	uint64_t done = state->emitted > state->position ? state->emitted - state->position : 0;
 
 	if (state->pending_rows) {
@@ -188,12 +208,14 @@ static int adopt(struct server *server, struct stream *stream, const struct stat
 	stream->done = stream->flushed = done < state->pending_rows ? done : state->pending_rows;
 	stream->next = state->position + state->pending_rows;
 	stream->emitted = state->emitted;
+	stream->reply = state->reply;
+	stream->got = state->got;
 	if (stream->feeder)
 		stream->feeder->outstanding += stream->accepted - stream->done;
-	if (saved && saved->epoch == stream->epoch && saved->published > stream->published)
-		stream->published = saved->published;
+	recall(server, stream);
 	if (stream->published < stream->emitted)
 		stream->published = stream->emitted;
+	stream_flush_later(server, stream);
 	return 0;
 }
 

@@ -12,7 +12,6 @@
 
 #include "daemon/server.h"
 
-#define RETRY_FAILED_MS 1000
 #define EVICTION_SCAN 64 /* least recently used streams looked at for one that can go */
 
 /* --- when --- */
@@ -30,12 +29,13 @@ void saving_note(struct server *server, struct stream *stream)
 
 bool saving_quiet(const struct stream *stream)
 {
-	return stream->phase == STREAM_LIVE && !stream->before && !stream->in_flight && !stream->outbox && !stream->slot;
+	return stream->phase == STREAM_LIVE && !stream->before && !stream->in_flight && !stream->outbox &&
+	       !stream->slot;
 }
 
 void saving_hold(struct stream *stream)
 {
-	stream->hold = !stream->outbox && !stream->slot; /* a full peer may stay so: then the stream's turn comes later */
+	stream->hold = !stream->outbox && !stream->slot; /* a full peer may stay so: the stream's turn comes later */
 }
 
 void saving_hurry(struct server *server, struct stream *stream)
@@ -76,6 +76,8 @@ void saving_take(struct server *server, struct stream *stream, struct slot *slot
 	state->source_epoch = stream->source_epoch;
 	state->source_origin = stream->source_origin;
 	state->emitted = stream->emitted;
+	state->reply = stream->reply;
+	state->got = stream->got;
 	state->window = server->config->window;
 	snprintf(state->model, sizeof state->model, "%s", server->model->fingerprint);
 	snprintf(state->device, sizeof state->device, "%s", server->device->description);
@@ -101,10 +103,11 @@ static bool save(struct server *server, struct stream *stream, struct slot *slot
 	slot->since_ms = stream->unsaved_ms;
 	slot->saved = saved;
 	slot->generation = (struct generation){
-		.number = ++saved->last_number, .epoch = stream->epoch, .emitted = stream->emitted, .known = true,
+		.number = ++server->last_number, .epoch = stream->epoch, .emitted = stream->emitted, .known = true,
 		.reach = slot->state->position + slot->state->pending_rows,
 	};
 	saved->slot = slot;
+	saved->closed = false;
 	stream->changed = false;
 	list_remove(&stream->unsaved);
 	return true;
@@ -113,15 +116,18 @@ static bool save(struct server *server, struct stream *stream, struct slot *slot
 /* The stream's state is not on disk after all: say so, and try again. */
 static void save_failed(struct server *server, struct slot *slot, const struct error *error)
 {
-	struct state_stats *stats = &server->state_stats;
 	struct stream *stream = slot->stream;
+	struct link *link;
 
-	stats->errors++;
-	if (!stats->failing || log_tap_open(&server->save_errors, 1))
-		log_error("state not saved: %s", error->text);
-	stats->failing = true;
-	snprintf(stats->why, sizeof stats->why, "%.255s", error->text);
-	server->save_retry_ms = server->now_ms + RETRY_FAILED_MS;
+	if (slot->saved)
+		generations_spare(&slot->saved->generations);
+	states_failed(server, STORE_WRITE, error);
+	for (link = list_first(&server->unsaved); link; link = list_next(&server->unsaved, link)) {
+		struct stream *waiting = list_entry(link, struct stream, unsaved);
+
+		waiting->hold = false; /* there is nothing to wait for until the disk is tried again */
+		stream_wake(server, waiting);
+	}
 	if (stream) {
 		stream->slot = NULL;
 		saving_note(server, stream);
@@ -141,16 +147,13 @@ void saving_copied(struct server *server, struct slot *slot)
 	} else if (!saved) { /* forgotten meanwhile */
 		states_free_slot(server, slot);
 	} else {
+		generations_doom(&saved->generations, &slot->generation, server->config->state.keep, stream->reply,
+				 stream->got);
 		*task = (struct store_job){
 			.task = STORE_WRITE, .state = slot->state, .number = slot->generation.number,
 			.generations = saved->generations, .owner = slot
 		};
 		memcpy(task->key, saved->key, sizeof task->key);
-		generations_add(&saved->generations, &slot->generation); /* as it will be, to see what it makes superfluous */
-		for (size_t i = 0; i < task->generations.n; i++)
-			task->doomed[i] = generations_doomed(&saved->generations, i, slot->generation.epoch,
-							     server->config->state.keep, stream->reply, stream->got);
-		generations_remove(&saved->generations, slot->generation.number);
 		store_submit(server->store, task);
 	}
 	stream_wake(server, stream);
@@ -168,15 +171,13 @@ void saving_written(struct server *server, struct slot *slot)
 		save_failed(server, slot, &task->error);
 		return;
 	}
-	if (stats->failing)
-		log_notice("states are saved again");
-	stats->failing = false;
+	states_well(server, STORE_WRITE);
 	stats->saved++;
 	stats->saved_bytes += task->bytes;
 	stats->save_ns += task->ns;
 	if (slot->saved) {
 		for (size_t i = 0; i < task->generations.n; i++)
-			if (task->doomed[i])
+			if (task->generations.item[i].doomed)
 				generations_remove(&slot->saved->generations, task->generations.item[i].number);
 		generations_add(&slot->saved->generations, &slot->generation);
 	}
@@ -194,16 +195,18 @@ int64_t saving_start(struct server *server)
 	int64_t interval = server->phase == SERVER_STOPPING ? 0 : (int64_t)(server->config->state.interval * 1000);
 	struct link *link = list_first(&server->unsaved), *next;
 
-	if (!server->store || !link)
+	if (!server->store || (!link && !server->failed_tasks))
 		return INT64_MAX;
-	if (server->now_ms < server->save_retry_ms)
-		return server->save_retry_ms;
+	if (server->now_ms < server->retry_disk_ms)
+		return server->retry_disk_ms;
+	states_retry(server);
 	for (size_t held = 0; link && held < STATE_SLOTS; link = next) {
 		struct stream *stream = list_entry(link, struct stream, unsaved);
 		struct slot *slot = states_slot(server);
 
 		next = list_next(&server->unsaved, link);
-		if (!stream->hold && stream->unsaved_ms + interval > server->now_ms && stream->unsaved_ms > server->save_all_ms)
+		if (!stream->hold && stream->unsaved_ms + interval > server->now_ms &&
+		    stream->unsaved_ms > server->save_all_ms)
 			return stream->unsaved_ms + interval;
 		if (saving_quiet(stream) && !slot)
 			break;
@@ -223,7 +226,7 @@ bool saving_finished(struct server *server)
 	for (size_t i = 0; i < STATE_SLOTS; i++)
 		if (server->slots[i].use != SLOT_FREE)
 			return false;
-	return list_empty(&server->unsaved);
+	return list_empty(&server->unsaved) && !server->tasks;
 }
 
 /* --- leaving memory --- */
@@ -235,6 +238,7 @@ static void remember_stream(struct server *server, const struct stream *stream)
 
 	if (!saved)
 		return;
+	saved->remembered = true;
 	saved->reply = stream->reply;
 	saved->epoch = stream->epoch;
 	saved->got = stream->got;
@@ -248,13 +252,17 @@ static void remember_stream(struct server *server, const struct stream *stream)
 	}
 }
 
-static void let_go(struct server *server, struct stream *stream)
+static bool let_go(struct server *server, struct stream *stream)
 {
+	if (link_listed(&stream->dirty) && !publish_ack(server, stream))
+		return false; /* it owes its feeder an ack */
 	remember_stream(server, stream);
-	publish_event(server, stream, EVENT_EVICTED, stream->next, "its state is on disk; it comes back with its next message");
+	publish_event(server, stream, EVENT_EVICTED, stream->next,
+		      "its state is on disk; it comes back with its next message");
 	server->state_stats.evicted++;
 	table_remove(&server->streams, &stream->entry);
 	stream_free(server, stream);
+	return true;
 }
 
 bool saving_evict(struct server *server, struct stream *stream)
@@ -263,10 +271,9 @@ bool saving_evict(struct server *server, struct stream *stream)
 
 	if (!saving_quiet(stream) || stream_more(server, stream, 0))
 		return false;
-	if (stream->changed)
-		return slot && server->now_ms >= server->save_retry_ms && save(server, stream, slot, true);
-	let_go(server, stream);
-	return true;
+	if (stream->changed || !states_find(server, stream->key))
+		return slot && server->now_ms >= server->retry_disk_ms && save(server, stream, slot, true);
+	return let_go(server, stream);
 }
 
 enum room saving_make_room(struct server *server)
@@ -280,5 +287,5 @@ enum room saving_make_room(struct server *server)
 	}
 	if (server->streams.n < max)
 		return ROOM_YES;
-	return server->store && server->now_ms >= server->save_retry_ms ? ROOM_SOON : ROOM_NONE;
+	return server->store && server->now_ms >= server->retry_disk_ms ? ROOM_SOON : ROOM_NONE;
 }

@@ -87,13 +87,17 @@ struct server {
 	/* States: daemon/states.h. */
 	struct store *store;  /* NULL: they are not kept */
 	struct table saved;   /* by key */
+	uint64_t last_number; /* of the newest generation of all streams */
 	struct slot slots[STATE_SLOTS];
-	struct held_list waiting; /* messages of streams for which there is no room yet */
+	struct table waiters; /* by id: */
+	struct list waiting;  /* streams for which there is no room yet, first come first served */
 	size_t held_bytes;
 	struct request *requests; /* that wait: daemon/requests.h */
 	int64_t save_all_ms;   /* what had changed by then is saved without waiting for the interval */
-	int64_t save_retry_ms; /* nothing is saved before: the last attempt failed */
-	struct log_tap save_errors;
+	struct store_job *failed_tasks; /* to be tried again */
+	size_t tasks;          /* without a slot: handed to the store, or failed */
+	int64_t retry_disk_ms; /* nothing is saved or loaded before: the last attempt failed */
+	struct log_tap disk_errors;
 	struct state_stats state_stats;
 
 	enum server_phase phase;
@@ -130,6 +134,9 @@ void ingest_message(struct server *server, bool router, const struct endpoint_me
 /* Handle the messages that wait for room in memory, as far as there is some. */
 void ingest_waiting(struct server *server);
 
+/* Handle held messages, in order. */
+void ingest_held(struct server *server, struct held_list *list);
+
 /*
  * Are publishers to be read?  They cannot be refused, so beyond the credit they wait in their sockets; but not when
  * nothing can be computed, or rows of many unfinished windows would block for ever those that complete them.
@@ -157,6 +164,9 @@ void stream_install(struct server *server, struct stream *stream);
 
 /* Change who feeds a stream; its outstanding rows count against the new feeder.  NULL: the feeder is gone. */
 void stream_feed(struct server *server, struct stream *stream, struct peer *feeder);
+
+/* The unfinished window has rows that were not emitted: from now on streams.flush_after runs, if it does not yet. */
+void stream_flush_later(struct server *server, struct stream *stream);
 
 /* Emit the unfinished window's rows as they are now. */
 void stream_flush(struct server *server, struct stream *stream);

@@ -66,7 +66,8 @@ static int list_tensors(const struct shape *shape, uint64_t pending_rows, struct
 		snprintf(conv, NAME_MAX_TENSOR, "layers.%zu.conv_state", layer);
 		snprintf(ssm, NAME_MAX_TENSOR, "layers.%zu.ssm_state", layer);
 		entries[2 * layer] = (struct safetensors_entry){
-			.name = conv, .dtype = DTYPE_FLOAT32, .rank = 2, .shape = { shape->conv_dim, shape->conv_kernel - 1 }
+			.name = conv, .dtype = DTYPE_FLOAT32, .rank = 2,
+			.shape = { shape->conv_dim, shape->conv_kernel - 1 }
 		};
 		entries[2 * layer + 1] = (struct safetensors_entry){
 			.name = ssm, .dtype = DTYPE_FLOAT32, .rank = 3,
@@ -91,19 +92,21 @@ static void to_hex(const unsigned char *bytes, size_t n, char *text)
 static int make_header(const struct shape *shape, const struct state *state, void **ret_header, size_t *ret_size,
 		       struct error *err)
 {
-	enum { STREAM, EPOCH, POSITION, EMITTED, SOURCE_EPOCH, SOURCE_ORIGIN, WINDOW, N_TEXTS };
+	enum { STREAM, EPOCH, POSITION, EMITTED, SOURCE_EPOCH, SOURCE_ORIGIN, WINDOW, GOT, N_TEXTS };
 	char texts[N_TEXTS][2 * MESSAGE_STREAM_MAX + 1];
 	struct safetensors_entry *entries;
 	char *names;
 	const struct safetensors_string metadata[] = {
-		{ "format", FORMAT }, { "stream", texts[STREAM] }, { "epoch", texts[EPOCH] }, { "position", texts[POSITION] },
-		{ "emitted", texts[EMITTED] }, { "source_epoch", texts[SOURCE_EPOCH] },
+		{ "format", FORMAT }, { "stream", texts[STREAM] }, { "epoch", texts[EPOCH] },
+		{ "position", texts[POSITION] }, { "emitted", texts[EMITTED] }, { "source_epoch", texts[SOURCE_EPOCH] },
 		{ "source_origin", texts[SOURCE_ORIGIN] }, { "model", state->model }, { "window", texts[WINDOW] },
 		{ "device", state->device }, { "checksum", "00000000000000000000000000000000" },
+		{ "got", texts[GOT] } /* if somebody gets replies */
 	};
 	const uint64_t numbers[N_TEXTS] = {
 		[EPOCH] = state->epoch, [POSITION] = state->position, [EMITTED] = state->emitted,
-		[SOURCE_EPOCH] = state->source_epoch, [SOURCE_ORIGIN] = state->source_origin, [WINDOW] = state->window
+		[SOURCE_EPOCH] = state->source_epoch, [SOURCE_ORIGIN] = state->source_origin, [WINDOW] = state->window,
+		[GOT] = state->got
 	};
 	int rc;
 
@@ -113,8 +116,8 @@ static int make_header(const struct shape *shape, const struct state *state, voi
 	rc = list_tensors(shape, state->pending_rows, &entries, &names, err);
 	if (rc)
 		return rc;
-	rc = safetensors_header(entries, 2 * shape->num_layers + 1, metadata, sizeof metadata / sizeof metadata[0], ret_header,
-				ret_size, err);
+	rc = safetensors_header(entries, 2 * shape->num_layers + 1, metadata,
+				sizeof metadata / sizeof metadata[0] - !state->reply, ret_header, ret_size, err);
 	free(entries);
 	free(names);
 	return rc;
@@ -179,8 +182,8 @@ static int sealed_header(const struct shape *shape, const struct state *state, c
 		return rc;
 	place = find_checksum(header, size);
 	if (place)
-		rc = checksum(header, size, place, state->cache, cache_bytes(shape), state->pending, pending_bytes(shape, state),
-			      text, err);
+		rc = checksum(header, size, place, state->cache, cache_bytes(shape), state->pending,
+			      pending_bytes(shape, state), text, err);
 	else
 		rc = error_set(err, ERR_FORMAT, "a state's header has no place for its checksum");
 	if (rc) {
@@ -267,8 +270,8 @@ int statefile_encode(const struct shape *shape, const struct state *state, void 
 
 /* --- reading --- */
 
-static int read_number(const struct safetensors *file, const char *name, const char *key, bool optional, uint64_t *value,
-		       struct error *err)
+static int read_number(const struct safetensors *file, const char *name, const char *key, bool optional,
+		       uint64_t *value, struct error *err)
 {
 	const char *text = safetensors_metadata(file, key);
 	char *end;
@@ -287,7 +290,8 @@ static int read_stream(const struct safetensors *file, const char *name, struct 
 	const char *hex = safetensors_metadata(file, "stream");
 	size_t length = hex ? strlen(hex) : 0;
 
-	if (length % 2 || length < 2 || length > 2 * MESSAGE_STREAM_MAX || strspn(hex, "0123456789abcdefABCDEF") != length)
+	if (length % 2 || length < 2 || length > 2 * MESSAGE_STREAM_MAX ||
+	    strspn(hex, "0123456789abcdefABCDEF") != length)
 		return error_set(err, ERR_FORMAT, "%s: metadata stream: expected a stream id in hex", name);
 	state->stream_size = length / 2;
 	for (size_t i = 0; i < state->stream_size; i++) {
@@ -307,11 +311,13 @@ static int read_metadata(const struct safetensors *file, const char *name, const
 	const char *device = safetensors_metadata(file, "device");
 
 	if (!format || strcmp(format, FORMAT))
-		return error_set(err, ERR_UNSUPPORTED, "%s: format %s, expected " FORMAT, name, format ? format : "missing");
+		return error_set(err, ERR_UNSUPPORTED, "%s: format %s, expected " FORMAT, name,
+				 format ? format : "missing");
 	if (!model || strcmp(model, fingerprint))
-		return error_set(err, ERR_UNSUPPORTED, "%s: of model %s, the model here is %s", name, model ? model : "unknown",
-				 fingerprint);
-	state->source_origin = 0;
+		return error_set(err, ERR_UNSUPPORTED, "%s: of model %s, the model here is %s", name,
+				 model ? model : "unknown", fingerprint);
+	state->source_origin = state->got = 0;
+	state->reply = safetensors_metadata(file, "got") != NULL;
 	if (read_stream(file, name, state, err) || read_number(file, name, "epoch", false, &state->epoch, err) ||
 	    read_number(file, name, "position", false, &state->position, err) ||
 	    read_number(file, name, "emitted", false, &state->emitted, err) ||
@@ -319,19 +325,20 @@ static int read_metadata(const struct safetensors *file, const char *name, const
 		return err->code;
 	state->source_epoch = state->epoch;
 	if (read_number(file, name, "source_epoch", true, &state->source_epoch, err) ||
-	    read_number(file, name, "source_origin", true, &state->source_origin, err))
+	    read_number(file, name, "source_origin", true, &state->source_origin, err) ||
+	    read_number(file, name, "got", true, &state->got, err))
 		return err->code;
 	if (state->window != window)
-		return error_set(err, ERR_UNSUPPORTED, "%s: of window %" PRIu64 ", the window here is %zu", name, state->window,
-				 window);
+		return error_set(err, ERR_UNSUPPORTED, "%s: of window %" PRIu64 ", the window here is %zu", name,
+				 state->window, window);
 	snprintf(state->model, sizeof state->model, "%s", model);
 	snprintf(state->device, sizeof state->device, "%s", device ? device : "unknown");
 	return 0;
 }
 
 /* Copy one tensor; its shape must be that of the entry (of pending: any number of rows below a window). */
-static int read_tensor(const struct safetensors *file, const char *name, const struct safetensors_entry *entry, float *dst,
-		       struct error *err)
+static int read_tensor(const struct safetensors *file, const char *name, const struct safetensors_entry *entry,
+		       float *dst, struct error *err)
 {
 	const struct safetensor *tensor = safetensors_find(file, entry->name);
 
@@ -355,7 +362,8 @@ static int read_tensors(const struct safetensors *file, const char *name, const 
 	int rc;
 
 	if (pending && pending->rank == 2 && pending->shape[0] >= window)
-		return error_set(err, ERR_FORMAT, "%s: %zu pending rows, expected fewer than a window", name, pending->shape[0]);
+		return error_set(err, ERR_FORMAT, "%s: %zu pending rows, expected fewer than a window", name,
+				 pending->shape[0]);
 	state->pending_rows = pending && pending->rank == 2 ? pending->shape[0] : 0;
 	rc = list_tensors(shape, state->pending_rows, &entries, &names, err);
 	if (rc)
@@ -428,8 +436,11 @@ static int read_file(int fd, const char *name, char **ret_bytes, size_t *ret_siz
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0) {
+			int rc = n && errno != EIO ? error_system(err, "%s", name) :
+				 error_set(err, ERR_FORMAT, "%s: damaged: %s", name, n ? strerror(errno) : "truncated");
+
 			free(bytes);
-			return n ? error_system(err, "%s", name) : error_set(err, ERR_FORMAT, "%s: damaged: truncated", name);
+			return rc;
 		}
 		done += (size_t)n;
 	}
@@ -446,7 +457,8 @@ int statefile_read(int folder, const char *name, const struct shape *shape, cons
 	size_t size = 0;
 
 	if (fd < 0)
-		return error_system(err, "%s", name);
+		return errno == ENOENT ? error_set(err, ERR_FORMAT, "%s: missing", name) :
+		       error_system(err, "%s", name);
 	rc = read_file(fd, name, &bytes, &size, err);
 	close(fd);
 	if (rc)

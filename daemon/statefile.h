@@ -4,6 +4,7 @@
 #ifndef DAEMON_STATEFILE_H
 #define DAEMON_STATEFILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -19,6 +20,8 @@ struct state {
 	uint64_t position; /* of the first row that the cache has not seen */
 	uint64_t emitted;  /* hidden states before it count as emitted */
 	uint64_t source_epoch, source_origin; /* the producer's own numbering after a gap reset */
+	bool reply;        /* hidden states go to the peer that feeds the stream, */
+	uint64_t got;      /* which has all of them before this position */
 	uint64_t window;
 	char model[HASH_TEXT];
 	char device[96];   /* that made it */
@@ -44,8 +47,8 @@ int statefile_encode(const struct shape *shape, const struct state *state, void 
 
 /*
  * Read and verify a state for a model of this shape, fingerprint and window into state (its buffers are the caller's).
- * ERR_FORMAT: damaged; ERR_UNSUPPORTED: sound, but of another model, window or layout, and the text says which;
- * ERR_SYSTEM.  name stands in errors.
+ * ERR_FORMAT: damaged or missing; ERR_UNSUPPORTED: sound, but of another model, window or layout, and the text says
+ * which; ERR_SYSTEM, ERR_MEMORY: it may be read another time.  name stands in errors.
  */
 int statefile_read(int folder, const char *name, const struct shape *shape, const char *fingerprint, size_t window,
 		   struct state *state, struct error *err);

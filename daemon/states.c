@@ -3,11 +3,14 @@
  */
 #include "daemon/states.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon/requests.h"
 #include "daemon/server.h"
+
+#define RETRY_MS 1000 /* after a failure */
 
 /* --- the table --- */
 
@@ -23,7 +26,8 @@ static int remember(void *arg, const char *key, const struct generations *genera
 	saved->entry.key = saved->key;
 	saved->entry.key_size = HASH_TEXT - 1;
 	saved->generations = *generations;
-	saved->last_number = generations->n ? generations->item[generations->n - 1].number : 0;
+	if (generations->n && generations->item[generations->n - 1].number > server->last_number)
+		server->last_number = generations->item[generations->n - 1].number;
 	saved->closed = closed;
 	table_insert(&server->saved, &saved->entry);
 	return 0;
@@ -60,11 +64,10 @@ void states_close(struct server *server)
 	struct table_entry *entry;
 	struct store_job *job;
 
-	if (server->store) {
-		while ((job = store_collect(server->store)))
-			if (!job->owner)
-				free(job);
-		store_close(server->store);
+	store_close(server->store);
+	while ((job = server->failed_tasks)) {
+		server->failed_tasks = job->next;
+		free(job);
 	}
 	for (size_t i = 0; i < STATE_SLOTS; i++)
 		state_free(server->slots[i].state);
@@ -102,16 +105,64 @@ static void submit_task(struct server *server, enum store_task kind, const struc
 	task->task = kind;
 	memcpy(task->key, saved->key, sizeof task->key);
 	task->generations = saved->generations;
+	if (saved->slot) /* being written: it is there by the time of this task */
+		task->number = saved->slot->generation.number;
+	server->tasks++;
 	store_submit(server->store, task);
+}
+
+void states_failed(struct server *server, enum store_task task, const struct error *error)
+{
+	struct state_stats *stats = &server->state_stats;
+
+	stats->errors++;
+	if (!stats->failing || log_tap_open(&server->disk_errors, 1))
+		log_error("state: %s", error->text);
+	stats->failing = true;
+	stats->task = task;
+	snprintf(stats->why, sizeof stats->why, "%.255s", error->text);
+	server->retry_disk_ms = server->now_ms + RETRY_MS;
+}
+
+void states_well(struct server *server, enum store_task task)
+{
+	struct state_stats *stats = &server->state_stats;
+
+	if (!stats->failing || stats->task != task)
+		return;
+	log_notice("state: %s works again", server->config->state.dir);
+	stats->failing = false;
+}
+
+static void task_done(struct server *server, struct store_job *task)
+{
+	if (task->error.code) {
+		states_failed(server, task->task, &task->error);
+		task->next = server->failed_tasks;
+		server->failed_tasks = task;
+		return;
+	}
+	states_well(server, task->task);
+	server->tasks--;
+	free(task);
+}
+
+void states_retry(struct server *server)
+{
+	struct store_job *task;
+
+	while ((task = server->failed_tasks)) {
+		server->failed_tasks = task->next;
+		task->error.code = 0;
+		store_submit(server->store, task);
+	}
 }
 
 void states_forget(struct server *server, struct saved *saved)
 {
-	if (saved->slot) { /* it is being saved: the file will be there by the time it is removed */
-		generations_add(&saved->generations, &saved->slot->generation);
-		saved->slot->saved = NULL;
-	}
 	submit_task(server, STORE_REMOVE, saved);
+	if (saved->slot)
+		saved->slot->saved = NULL;
 	free_saved(server, saved);
 }
 
@@ -121,12 +172,11 @@ void states_closed(struct server *server, struct stream *stream)
 
 	if (!saved)
 		return;
-	if (!stream->reply || stream->got >= stream->next) {
+	if (!stream->reply || stream->got >= stream->next || stream->after) {
 		states_forget(server, saved);
 		return;
 	}
 	saved->closed = true;
-	saved->got = stream->got;
 	submit_task(server, STORE_CLOSE, saved);
 }
 
@@ -134,7 +184,12 @@ uint64_t states_durable(struct server *server, struct stream *stream)
 {
 	const struct saved *saved = states_find(server, stream->key);
 
-	return saved ? generations_durable(&saved->generations, stream->epoch, stream->reply, stream->got) : 0;
+	uint64_t durable;
+
+	if (!saved)
+		return 0;
+	durable = generations_durable(&saved->generations, stream->epoch, stream->reply, stream->got);
+	return durable < stream->next ? durable : stream->next; /* a state may be ahead of a stream that was rewound */
 }
 
 /* --- slots --- */
@@ -147,9 +202,7 @@ void states_collect(struct server *server)
 		struct slot *slot = task->owner;
 
 		if (!slot) {
-			if (task->error.code)
-				log_error("state: %s", task->error.text);
-			free(task);
+			task_done(server, task);
 		} else if (slot->use == SLOT_SAVING) {
 			saving_written(server, slot);
 		} else if (slot->use == SLOT_SERVING) {
@@ -242,4 +295,40 @@ void held_message(const struct held *held, struct endpoint_message *ret_message)
 		ret_message->frame[i].data = held->bytes + at;
 		ret_message->frame[i].size = held->size[i];
 	}
+}
+
+/* --- streams that wait for room --- */
+
+struct held_list *waiting_find(struct server *server, const void *id, size_t id_size)
+{
+	struct table_entry *entry = list_empty(&server->waiting) ? NULL : table_find(&server->waiters, id, id_size);
+
+	return entry ? &list_entry(entry, struct waiter, entry)->held : NULL;
+}
+
+struct held_list *waiting_get(struct server *server, const void *id, size_t id_size)
+{
+	struct held_list *list = waiting_find(server, id, id_size);
+	struct waiter *waiter = list ? NULL : calloc(1, sizeof *waiter);
+
+	if (!waiter)
+		return list;
+	waiter->id_size = id_size;
+	memcpy(waiter->id, id, id_size);
+	waiter->entry.key = waiter->id;
+	waiter->entry.key_size = id_size;
+	table_insert(&server->waiters, &waiter->entry);
+	list_append(&server->waiting, &waiter->link);
+	return &waiter->held;
+}
+
+struct held_list waiting_pop(struct server *server)
+{
+	struct waiter *waiter = list_entry(list_first(&server->waiting), struct waiter, link);
+	struct held_list list = waiter->held;
+
+	list_remove(&waiter->link);
+	table_remove(&server->waiters, &waiter->entry);
+	free(waiter);
+	return list;
 }

@@ -30,12 +30,11 @@ struct saved {
 	struct table_entry entry;
 	char key[HASH_TEXT];
 	struct generations generations;
-	uint64_t last_number;   /* of the newest generation ever */
 	struct slot *slot;      /* that is saving the stream just now */
 	bool closed;            /* resumed only for a peer that still lacks hidden states */
 	char *damage;           /* why it cannot be resumed; NULL: it can */
-	/* Of a stream that left memory in this run: */
-	bool reply;
+	/* Of a stream that left memory in this run, until it comes back: */
+	bool remembered, reply;
 	uint64_t epoch, got, published;
 	unsigned char *feeder;  /* [feeder_size], identity */
 	size_t feeder_size;
@@ -72,10 +71,20 @@ struct held_list {
 	struct held *first, *last;
 };
 
+/* A stream for which there is no room in memory yet. */
+struct waiter {
+	struct table_entry entry;
+	struct link link;
+	struct held_list held;
+	size_t id_size;
+	unsigned char id[MESSAGE_STREAM_MAX];
+};
+
 /* Counters since the start. */
 struct state_stats {
 	uint64_t saved, saved_bytes, save_ns, errors, resumed, evicted, damaged;
-	bool failing;      /* the last write failed, */
+	bool failing;      /* the last attempt at this task failed, */
+	enum store_task task;
 	char why[256];     /* because of this */
 };
 
@@ -97,6 +106,13 @@ void states_closed(struct server *server, struct stream *stream);
 
 /* The position before which rows of the stream never have to be sent again. */
 uint64_t states_durable(struct server *server, struct stream *stream);
+
+/* A task could not be done and is tried again after a while; one of its kind could be done. */
+void states_failed(struct server *server, enum store_task task, const struct error *error);
+void states_well(struct server *server, enum store_task task);
+
+/* Hand what failed to the store again, of what needs no slot. */
+void states_retry(struct server *server);
 
 /* Collect what the store has finished, and go on with it. */
 void states_collect(struct server *server);
@@ -154,8 +170,8 @@ void resuming_give(struct server *server, struct stream *stream, struct slot *sl
 /* A slot has done its work. */
 void states_free_slot(struct server *server, struct slot *slot);
 
-/* Streams that wait for a slot. */
-void resuming_go_on(struct server *server);
+/* Streams that wait for a slot.  Returns when it should be called again: monotonic milliseconds. */
+int64_t resuming_go_on(struct server *server);
 
 /* --- messages that wait --- */
 
@@ -163,5 +179,10 @@ void resuming_go_on(struct server *server);
 bool held_add(struct server *server, struct held_list *list, const struct endpoint_message *message, bool router);
 struct held *held_pop(struct server *server, struct held_list *list); /* free with free */
 void held_message(const struct held *held, struct endpoint_message *ret_message);
+
+/* The messages of a stream id that wait for room; NULL if none do.  waiting_get makes a place; NULL without memory. */
+struct held_list *waiting_find(struct server *server, const void *id, size_t id_size);
+struct held_list *waiting_get(struct server *server, const void *id, size_t id_size);
+struct held_list waiting_pop(struct server *server); /* of the stream that waits longest; there is one */
 
 #endif

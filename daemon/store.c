@@ -76,18 +76,18 @@ static int remove_mark(struct store *store, const char *key, struct error *err)
 
 static void task_write(struct store *store, struct store_job *job)
 {
+	const struct shape *shape = &store->model->shape;
 	char name[FILE_NAME];
 	uint64_t start = now_ns();
 
 	state_name(job->key, job->number, name);
-	if (statefile_write(store->folder, name, &store->model->shape, job->state, &job->error))
+	if (statefile_write(store->folder, name, shape, job->state, &job->error))
 		return;
 	for (size_t i = 0; i < job->generations.n; i++)
-		if (job->doomed[i])
-			remove_generation(store, job->key, job->generations.item[i].number, NULL); /* harmless if it stays */
+		if (job->generations.item[i].doomed) /* harmless if it stays */
+			remove_generation(store, job->key, job->generations.item[i].number, NULL);
 	remove_mark(store, job->key, NULL); /* a stream that is saved is not closed */
-	job->bytes = (shape_cache_floats(&store->model->shape) + job->state->pending_rows * store->model->shape.hidden_size) *
-		     sizeof(float);
+	job->bytes = (shape_cache_floats(shape) + job->state->pending_rows * shape->hidden_size) * sizeof(float);
 	job->ns = now_ns() - start;
 }
 
@@ -98,7 +98,8 @@ static int read_generation(struct store *store, struct store_job *job, struct ge
 	int rc;
 
 	state_name(job->key, generation->number, name);
-	rc = statefile_read(store->folder, name, &store->model->shape, store->model->fingerprint, store->window, job->state, err);
+	rc = statefile_read(store->folder, name, &store->model->shape, store->model->fingerprint, store->window,
+			    job->state, err);
 	if (rc)
 		return rc;
 	generation->known = true;
@@ -108,42 +109,53 @@ static int read_generation(struct store *store, struct store_job *job, struct ge
 	return 0;
 }
 
-/* Put the files of damaged generations aside, where nobody takes them for states any more. */
-static void put_aside(struct store *store, const struct store_job *job)
+/*
+ * A sound one was found: put damaged files aside, where nobody takes them for states any more, and remove states that
+ * are ahead of one to which the stream is rewound.
+ */
+static void clear_away(struct store *store, const struct store_job *job)
 {
 	char name[FILE_NAME], aside[FILE_NAME + 8];
 
 	for (size_t i = 0; i < job->generations.n; i++) {
-		if (!job->damaged[i])
-			continue;
 		state_name(job->key, job->generations.item[i].number, name);
 		snprintf(aside, sizeof aside, "%s.damaged", name);
-		renameat(store->folder, name, store->folder, aside);
+		if (job->damaged[i])
+			renameat(store->folder, name, store->folder, aside);
+		else if (job->outrun[i])
+			unlinkat(store->folder, name, 0);
 	}
 }
 
+/*
+ * Only damage makes an older generation do.  One of another model, or one that cannot be read just now, stands in the
+ * way: the stream must not silently go on from before what was promised.
+ */
 static void task_read(struct store *store, struct store_job *job)
 {
 	bool sound = false;
 
 	for (size_t i = job->generations.n; i-- > 0 && !job->found;) {
 		struct generation *generation = &job->generations.item[i];
+		int rc = read_generation(store, job, generation, &job->error);
 
-		if (read_generation(store, job, generation, &job->damage)) {
-			if (job->damage.code == ERR_UNSUPPORTED)
-				break; /* sound, but not ours: an older one would be no better */
+		if (rc == ERR_FORMAT) {
 			job->damaged[i] = true;
+			job->damage = job->error;
 			continue;
 		}
+		if (rc)
+			return;
 		if (job->rewinding && !sound && generation->epoch != job->epoch)
-			job->rewinding = false; /* the message is of another epoch: where to go on is for the loop to say */
+			job->rewinding = false; /* the message is of another epoch: the loop will see to it */
 		sound = true;
 		job->found = !job->rewinding || generation_suits(generation, job->epoch, job->from);
+		job->outrun[i] = !job->found && generation->epoch == job->epoch;
 	}
-	if (sound)
-		put_aside(store, job);
-	else
-		job->error = job->damage;
+	if (!sound)
+		return;
+	job->error.code = 0;
+	clear_away(store, job);
 }
 
 static void task_remove(struct store *store, struct store_job *job)
@@ -151,6 +163,8 @@ static void task_remove(struct store *store, struct store_job *job)
 	for (size_t i = 0; i < job->generations.n; i++)
 		if (remove_generation(store, job->key, job->generations.item[i].number, &job->error))
 			return;
+	if (job->number && remove_generation(store, job->key, job->number, &job->error))
+		return;
 	remove_mark(store, job->key, &job->error);
 }
 
@@ -168,7 +182,8 @@ static void task_close(struct store *store, struct store_job *job)
 static void *store_run(void *arg)
 {
 	static void (*const tasks[])(struct store *store, struct store_job *job) = {
-		[STORE_WRITE] = task_write, [STORE_READ] = task_read, [STORE_REMOVE] = task_remove, [STORE_CLOSE] = task_close
+		[STORE_WRITE] = task_write, [STORE_READ] = task_read, [STORE_REMOVE] = task_remove,
+		[STORE_CLOSE] = task_close
 	};
 	struct store *store = arg;
 	uint64_t one = 1;
@@ -250,8 +265,10 @@ static int list_folder(int folder, struct found **ret_files, size_t *ret_n, stru
 		if (length > 5 && !strcmp(entry->d_name + length - 5, ".part"))
 			unlinkat(folder, entry->d_name, 0);
 		if (n == capacity) {
-			struct found *grown = realloc(files, (capacity = capacity ? 2 * capacity : 1024) * sizeof *grown);
+			struct found *grown;
 
+			capacity = capacity ? 2 * capacity : 1024;
+			grown = realloc(files, capacity * sizeof *grown);
 			if (!grown) {
 				free(files);
 				closedir(dir);
@@ -270,18 +287,25 @@ static int list_folder(int folder, struct found **ret_files, size_t *ret_n, stru
 }
 
 /* Tell found of each stream once, with its generations. */
-static int report(const struct found *files, size_t n, store_found *found, void *arg, struct error *err)
+static int report(int folder, const struct found *files, size_t n, store_found *found, void *arg, struct error *err)
 {
 	for (size_t i = 0; i < n;) {
 		struct generations generations = { .n = 0 };
 		const char *key = files[i].key;
 		bool closed = false;
+		char name[FILE_NAME];
 		int rc;
 
 		for (; i < n && !strcmp(files[i].key, key); i++) {
 			closed |= files[i].closed;
-			if (!files[i].closed)
-				generations_add(&generations, &(struct generation){ .number = files[i].number });
+			if (files[i].closed)
+				continue;
+			if (generations.n == GENERATIONS_MAX) { /* more than there ever are */
+				state_name(key, generations.item[0].number, name);
+				unlinkat(folder, name, 0);
+				generations_remove(&generations, generations.item[0].number);
+			}
+			generations_add(&generations, &(struct generation){ .number = files[i].number });
 		}
 		rc = found(arg, key, &generations, closed, err);
 		if (rc)
@@ -297,12 +321,12 @@ static int open_folder(struct store *store, const char *folder, struct error *er
 	store->folder = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (store->folder < 0)
 		return error_system(err, "state.dir: %s", folder);
-	store->lock_fd = openat(store->folder, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	store->lock_fd = openat(store->folder, "lock", O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
 	if (store->lock_fd < 0)
 		return error_system(err, "state.dir: %s/lock", folder);
 	if (flock(store->lock_fd, LOCK_EX | LOCK_NB))
-		return errno == EWOULDBLOCK ? error_set(err, ERR_SYSTEM, "state.dir: %s: another daemon has it", folder) :
-		       error_system(err, "state.dir: %s/lock", folder);
+		return errno != EWOULDBLOCK ? error_system(err, "state.dir: %s/lock", folder) :
+		       error_set(err, ERR_SYSTEM, "state.dir: %s: another daemon has it", folder);
 	return 0;
 }
 
@@ -335,7 +359,7 @@ int store_open(const char *folder, const struct model *model, size_t window, sto
 	store->last_handed = &store->handed;
 	store->last_done = &store->done;
 	if ((rc = open_folder(store, folder, err)) || (rc = list_folder(store->folder, &files, &n, err)) ||
-	    (rc = report(files, n, found, arg, err)))
+	    (rc = report(store->folder, files, n, found, arg, err)))
 		goto fail;
 	store->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	errno = store->fd < 0 ? errno : pthread_create(&store->thread, NULL, store_run, store);
@@ -361,6 +385,11 @@ void store_close(struct store *store)
 	pthread_cond_signal(&store->changed);
 	pthread_mutex_unlock(&store->lock);
 	pthread_join(store->thread, NULL);
+	for (struct store_job *job = store->done, *next; job; job = next) {
+		next = job->next;
+		if (!job->owner)
+			free(job);
+	}
 	free_store(store);
 }
 

@@ -2,7 +2,7 @@
  * The store: the thread that writes, reads and removes state files, so that the loop never waits for a disk.
  *
  * Files are named HASH-NUMBER.safetensors: HASH is that of the stream id (which stands inside), NUMBER, in hex, grows
- * with each generation.  HASH.closed marks a closed stream whose last hidden states were not confirmed yet.
+ * with each generation of any stream.  HASH.closed marks a closed stream whose last hidden states were not confirmed.
  * The loop hands jobs over and collects them when done, in order; while the store has a job, nobody else touches it.
  */
 #ifndef DAEMON_STORE_H
@@ -27,14 +27,14 @@ struct store_job {
 	enum store_task task;
 	char key[HASH_TEXT];     /* of the stream id: store_key */
 	struct state *state;     /* the caller's; STORE_WRITE, STORE_READ */
-	uint64_t number;         /* STORE_WRITE */
+	uint64_t number;         /* STORE_WRITE; STORE_REMOVE: one more to remove, 0: none */
 	struct generations generations; /* those there are; STORE_READ fills in what it learned of them */
-	bool doomed[GENERATIONS_MAX];   /* STORE_WRITE: to be removed when the new one is written */
 	bool rewinding;          /* STORE_READ: only a state of `epoch` with emitted <= from will do, */
 	uint64_t epoch, from;
-	bool found;              /* STORE_READ: state is filled in; else, rewinding, none suits: start from position 0 */
-	bool damaged[GENERATIONS_MAX]; /* STORE_READ: those that were passed over, and why the last one was: */
+	bool found;              /* STORE_READ: state is filled in; if not, though rewinding: none suits, go on from 0 */
+	bool damaged[GENERATIONS_MAX]; /* STORE_READ: put aside, and why the last one was: */
 	struct error damage;
+	bool outrun[GENERATIONS_MAX];  /* STORE_READ, rewinding: removed, for the stream goes on from before them */
 	struct error error;      /* code 0, or why the task failed */
 	uint64_t bytes, ns;      /* STORE_WRITE */
 	void *owner;             /* the caller's */
@@ -43,7 +43,8 @@ struct store_job {
 struct store;
 
 /* Called by store_open for each stream found; generations are sorted and not known yet. */
-typedef int store_found(void *arg, const char *key, const struct generations *generations, bool closed, struct error *err);
+typedef int store_found(void *arg, const char *key, const struct generations *generations, bool closed,
+			struct error *err);
 
 /*
  * Lock folder (made if missing), list what is in it, and start the thread.  Leftovers of unfinished writes are removed.
@@ -51,7 +52,7 @@ typedef int store_found(void *arg, const char *key, const struct generations *ge
  */
 int store_open(const char *folder, const struct model *model, size_t window, store_found *found, void *arg,
 	       struct store **ret_store, struct error *err);
-void store_close(struct store *store); /* finishes what was handed over; NULL is fine */
+void store_close(struct store *store); /* finishes what was handed over, frees jobs without owner; NULL is fine */
 
 /* The key of a stream id. */
 void store_key(const void *id, size_t size, char ret_key[HASH_TEXT]);

@@ -178,6 +178,15 @@ void stream_wake(struct server *server, struct stream *stream)
 		list_add(&server->ready, &stream->ready);
 }
 
+void stream_flush_later(struct server *server, struct stream *stream)
+{
+	if (server->config->streams.flush_after <= 0 || stream->flushed == stream->accepted ||
+	    !(stream->accepted % server->config->window) || link_listed(&stream->unflushed))
+		return;
+	stream->unflushed_ms = server->now_ms;
+	list_append(&server->unflushed, &stream->unflushed);
+}
+
 void stream_flush(struct server *server, struct stream *stream)
 {
 	stream->flush_to = stream->accepted;
@@ -242,7 +251,6 @@ int stream_rewind(struct server *server, struct stream *stream, struct stream **
 	life->source_epoch = stream->source_epoch;
 	life->source_origin = stream->source_origin;
 	stream_feed(server, stream, NULL);
-	stream->reply = false;
 	stream->accepted = stream->submitted; /* the rest will come again */
 	*ret_stream = life;
 	return 0;
