@@ -127,11 +127,13 @@ static bool machine_has_this(void)
 
 int main(void)
 {
-	Suite *suite = suite_create("cpu_vector");
-	TCase *functions = tcase_create("functions");
+	Suite *suite;
+	TCase *functions;
 
 	if (!machine_has_this())
 		return SKIPPED;
+	suite = suite_create("cpu_vector");
+	functions = tcase_create("functions");
 	tcase_set_timeout(functions, 120);
 	tcase_add_test(functions, functions_are_accurate);
 	tcase_add_test(functions, functions_have_limits);

@@ -610,12 +610,16 @@ static bool have_gpu(void)
 
 int main(void)
 {
-	Suite *suite = suite_create("cuda");
-	TCase *golden = tcase_create("golden"), *chunks = tcase_create("chunks");
-	TCase *determinism = tcase_create("determinism"), *device = tcase_create("device");
+	Suite *suite;
+	TCase *golden, *chunks, *determinism, *device;
 
 	if (!have_gpu())
 		return 77;
+	suite = suite_create("cuda");
+	golden = tcase_create("golden");
+	chunks = tcase_create("chunks");
+	determinism = tcase_create("determinism");
+	device = tcase_create("device");
 	setenv("CK_FORK", "no", 1); /* a forked child cannot use its parent's GPU */
 	tcase_add_loop_test(golden, golden_case_within_tolerance, 0, GOLDEN_CASES);
 	tcase_add_loop_test(chunks, chunks_agree_with_cpu, 0, N_CHUNKED);
