@@ -47,7 +47,8 @@ build() {
 e2e() {
 	folder=$1
 	shift
-	MAMBA2D_BUILD=$PWD/build-tests/$folder PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 -m pytest -q tests/e2e "$@"
+	MAMBA2D_BUILD=$PWD/build-tests/$folder PYTHONDONTWRITEBYTECODE=1 \
+		timeout 1200 /usr/bin/python3 -m pytest -q tests/e2e "$@"
 }
 
 # Without those of AVX-512, which valgrind does not know, and check_cpu's long comparisons of random choppings; the
