@@ -168,7 +168,8 @@ static bool form(struct server *server, struct server_job *job)
 		windows += (entry->rows + server->config->window - 1) / server->config->window;
 	}
 	if (n < job->n_entries)
-		log_warning("out of memory for hidden states: %zu of %zu streams wait", job->n_entries - n, job->n_entries);
+		log_warning("out of memory for hidden states: %zu of %zu streams wait", job->n_entries - n,
+			    job->n_entries);
 	job->n_entries = n;
 	for (size_t i = 0; i < n; i++)
 		submit_rows(server, &job->entries[i]);

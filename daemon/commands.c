@@ -13,7 +13,8 @@
 #define ANSWER_BYTES ((size_t)256 << 10)
 #define STREAMS_MAX 1000 /* in one answer */
 
-typedef int command(struct server *server, const struct control *request, struct control_writer *answer, struct error *err);
+typedef int command(struct server *server, const struct control *request, struct control_writer *answer,
+		    struct error *err);
 
 static const char *const phases[] = {
 	[SERVER_SERVING] = "serving", [SERVER_DRAINING] = "draining", [SERVER_STOPPING] = "stopping"
@@ -32,9 +33,15 @@ static void put_counters(struct server *server, struct control_writer *answer)
 		const char *name;
 		uint64_t value;
 	} counters[] = {
-		{ "messages_in", stats->messages_in }, { "rows_in", stats->rows_in }, { "rows_out", stats->rows_out },
-		{ "windows", stats->windows }, { "batches", stats->batches }, { "failed_batches", stats->failed_batches },
-		{ "duplicate_rows", stats->duplicate_rows }, { "gaps", stats->gaps }, { "dropped_messages", stats->drops },
+		{ "messages_in", stats->messages_in },
+		{ "rows_in", stats->rows_in },
+		{ "rows_out", stats->rows_out },
+		{ "windows", stats->windows },
+		{ "batches", stats->batches },
+		{ "failed_batches", stats->failed_batches },
+		{ "duplicate_rows", stats->duplicate_rows },
+		{ "gaps", stats->gaps },
+		{ "dropped_messages", stats->drops },
 		{ "stalls", stats->stalls },
 	};
 
@@ -76,7 +83,8 @@ static int command_status(struct server *server, const struct control *request, 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	control_put_str(answer, "version", PACKAGE_VERSION);
 	control_put_str(answer, "state", phases[server->phase]);
-	control_put_float(answer, "uptime_s", (double)now.tv_sec + (double)now.tv_nsec / 1e9 - (double)server->started_ns / 1e9);
+	control_put_float(answer, "uptime_s",
+			  (double)now.tv_sec + (double)now.tv_nsec / 1e9 - (double)server->started_ns / 1e9);
 	control_put_str(answer, "model", server->config->model);
 	control_put_str(answer, "fingerprint", server->model->fingerprint);
 	control_put_uint(answer, "hidden_size", server->model->shape.hidden_size);
@@ -94,7 +102,8 @@ static int command_status(struct server *server, const struct control *request, 
 	control_close(answer);
 	control_put_uint(answer, "streams", server->streams.n);
 	control_put_uint(answer, "peers", server->peers.n);
-	control_put_uint(answer, "cache_bytes", server->streams.n * shape_cache_floats(&server->model->shape) * sizeof(float));
+	control_put_uint(answer, "cache_bytes",
+			 server->streams.n * shape_cache_floats(&server->model->shape) * sizeof(float));
 	control_put_uint(answer, "queue_bytes", pool_bytes(server->blocks) + pool_bytes(server->hiddens));
 	if (server->store)
 		put_states(server, answer);

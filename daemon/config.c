@@ -68,21 +68,28 @@ static bool layer_valid(const char *text)
 #define GIB (UINT64_C(1) << 30)
 
 static const struct key keys[] = {
-	{ "model", KIND_STRING, AT(model), "", "folder of the checkpoint (config.json, *.safetensors); required", 0, 0, false, NULL, NULL },
-	{ "device", KIND_STRING, AT(device), "auto", "auto, cpu, cuda or cuda:N; auto takes a GPU that fits the model", 0, 0, false, NULL, NULL },
+	{ "model", KIND_STRING, AT(model), "",
+	  "folder of the checkpoint (config.json, *.safetensors); required", 0, 0, false, NULL, NULL },
+	{ "device", KIND_STRING, AT(device), "auto",
+	  "auto, cpu, cuda or cuda:N; auto takes a GPU that fits the model", 0, 0, false, NULL, NULL },
 	{ "precision", KIND_CHOICE, AT(precision), "auto",
 	  "auto, float32 or bfloat16; auto follows the checkpoint where the device is good at it", 0, 0, false, precisions, NULL },
-	{ "threads", KIND_UINT, AT(threads), "auto", "CPU threads; auto: as many as the process may use", 1, 1024, true, NULL, NULL },
-	{ "window", KIND_UINT, AT(window), "256", "rows; caches advance by whole windows", 1, 65536, false, NULL, NULL },
-	{ "output.dtype", KIND_CHOICE, AT(output.dtype), "float32", "of hidden states: float32, float16 or bfloat16", 0, 0, false, dtypes, NULL },
-	{ "output.rows", KIND_CHOICE, AT(output.rows), "all", "all, or last: only the last row of each window", 0, 0, false, rows, NULL },
+	{ "threads", KIND_UINT, AT(threads), "auto",
+	  "CPU threads; auto: as many as the process may use", 1, 1024, true, NULL, NULL },
+	{ "window", KIND_UINT, AT(window), "256",
+	  "rows; caches advance by whole windows", 1, 65536, false, NULL, NULL },
+	{ "output.dtype", KIND_CHOICE, AT(output.dtype), "float32",
+	  "of hidden states: float32, float16 or bfloat16", 0, 0, false, dtypes, NULL },
+	{ "output.rows", KIND_CHOICE, AT(output.rows), "all",
+	  "all, or last: only the last row of each window", 0, 0, false, rows, NULL },
 	{ "output.layers", KIND_STRINGS, AT(output.layers), "[final]",
 	  "which hidden states: final (after the last norm) and layer numbers from 0", 0, 0, false, NULL, layer_valid },
 	{ "sockets.ingest", KIND_STRINGS, AT(sockets.ingest), "[\"tcp://127.0.0.1:5701\"]",
 	  "ROUTER for producers; an address, or >ADDRESS to connect", 0, 0, false, NULL, NULL },
 	{ "sockets.subscribe", KIND_STRINGS, AT(sockets.subscribe), "[]",
 	  "SUB for producers that publish; >ADDRESS connects to one that binds", 0, 0, false, NULL, NULL },
-	{ "sockets.publish", KIND_STRINGS, AT(sockets.publish), "[\"tcp://127.0.0.1:5702\"]", "XPUB for consumers", 0, 0, false, NULL, NULL },
+	{ "sockets.publish", KIND_STRINGS, AT(sockets.publish), "[\"tcp://127.0.0.1:5702\"]",
+	  "XPUB for consumers", 0, 0, false, NULL, NULL },
 	{ "sockets.control", KIND_STRINGS, AT(sockets.control), "[auto]",
 	  "ROUTER for mamba2ctl; auto: an ipc socket in the runtime folder", 0, 0, false, NULL, NULL },
 	{ "streams.max", KIND_UINT, AT(streams.max), "1024", "streams open at once", 1, 10000000, false, NULL, NULL },
@@ -96,12 +103,16 @@ static const struct key keys[] = {
 	  "folder in which streams outlive the daemon; empty: they do not", 0, 0, false, NULL, NULL },
 	{ "state.interval", KIND_SECONDS, AT(state.interval), "30",
 	  "seconds after which the state of a stream that changed is written", 0, 0, false, NULL, NULL },
-	{ "state.keep", KIND_UINT, AT(state.keep), "2", "states kept of each stream", 1, GENERATIONS_KEEP_MAX, false, NULL, NULL },
-	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864", "bytes; largest payload accepted", 1024, 4 * GIB, false, NULL, NULL },
+	{ "state.keep", KIND_UINT, AT(state.keep), "2",
+	  "states kept of each stream", 1, GENERATIONS_KEEP_MAX, false, NULL, NULL },
+	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864",
+	  "bytes; largest payload accepted", 1024, 4 * GIB, false, NULL, NULL },
 	{ "limits.credit_rows", KIND_UINT, AT(limits.credit_rows), "16384",
 	  "rows that one peer may have accepted but not done", 1, GIB, false, NULL, NULL },
-	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto", "rows in one batch, at least a window", 1, GIB, true, NULL, NULL },
-	{ "log.level", KIND_CHOICE, AT(log.level), "info", "error, warning, notice, info or debug", 0, 0, false, levels, NULL },
+	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto",
+	  "rows in one batch, at least a window", 1, GIB, true, NULL, NULL },
+	{ "log.level", KIND_CHOICE, AT(log.level), "info",
+	  "error, warning, notice, info or debug", 0, 0, false, levels, NULL },
 	{ "shutdown_timeout", KIND_SECONDS, AT(shutdown_timeout), "30",
 	  "seconds that SIGTERM leaves for finishing and publishing what was accepted", 0, 0, false, NULL, NULL },
 };
@@ -114,7 +125,8 @@ struct place {
 	yaml_mark_t mark;
 };
 
-static int bad(const struct place *place, struct error *err, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static int bad(const struct place *place, struct error *err, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
 
 static int bad(const struct place *place, struct error *err, const char *format, ...)
 {
@@ -126,8 +138,8 @@ static int bad(const struct place *place, struct error *err, const char *format,
 	va_end(args);
 	if (!place->file)
 		return error_set(err, ERR_ARGUMENT, "-s %s: %s", place->name ? place->name : "", text);
-	return error_set(err, ERR_ARGUMENT, "%s:%zu:%zu: %s%s%s", place->file, place->mark.line + 1, place->mark.column + 1,
-			 place->name ? place->name : "", place->name ? ": " : "", text);
+	return error_set(err, ERR_ARGUMENT, "%s:%zu:%zu: %s%s%s", place->file, place->mark.line + 1,
+			 place->mark.column + 1, place->name ? place->name : "", place->name ? ": " : "", text);
 }
 
 static const struct key *key_find(const char *name)
@@ -182,7 +194,8 @@ static int list_add(struct string_list *list, const char *text, struct error *er
 	return 0;
 }
 
-static int set_uint(const struct key *key, uint64_t *field, const char *text, const struct place *place, struct error *err)
+static int set_uint(const struct key *key, uint64_t *field, const char *text, const struct place *place,
+		    struct error *err)
 {
 	char *end;
 	unsigned long long value;
@@ -196,7 +209,8 @@ static int set_uint(const struct key *key, uint64_t *field, const char *text, co
 	if (text[0] < '0' || text[0] > '9' || *end || errno)
 		return bad(place, err, "\"%s\" is no whole number%s", text, key->automatic ? " and not auto" : "");
 	if (value < key->least || value > key->most)
-		return bad(place, err, "%s is out of range: expected %" PRIu64 " to %" PRIu64, text, key->least, key->most);
+		return bad(place, err, "%s is out of range: expected %" PRIu64 " to %" PRIu64, text, key->least,
+			   key->most);
 	*field = value;
 	return 0;
 }
@@ -226,7 +240,8 @@ static int set_choice(const struct key *key, int *field, const char *text, const
 	return bad(place, err, "\"%s\" is none of: %s", text, known);
 }
 
-static int set_scalar(const struct key *key, void *field, const char *text, const struct place *place, struct error *err)
+static int set_scalar(const struct key *key, void *field, const char *text, const struct place *place,
+		      struct error *err)
 {
 	switch (key->kind) {
 	case KIND_STRING:
@@ -259,8 +274,10 @@ static int set_node(struct config *config, const struct key *key, yaml_document_
 	if (node->type == YAML_SCALAR_NODE)
 		return set_scalar(key, field, (const char *)node->data.scalar.value, place, err);
 	if (key->kind != KIND_STRINGS || node->type != YAML_SEQUENCE_NODE)
-		return bad(place, err, "expected a %s", key->kind == KIND_STRINGS ? "value or a list of values" : "single value");
-	for (yaml_node_item_t *item = node->data.sequence.items.start; !rc && item < node->data.sequence.items.top; item++) {
+		return bad(place, err, "expected a %s",
+			   key->kind == KIND_STRINGS ? "value or a list of values" : "single value");
+	for (yaml_node_item_t *item = node->data.sequence.items.start; !rc && item < node->data.sequence.items.top;
+	     item++) {
 		yaml_node_t *element = yaml_document_get_node(document, *item);
 
 		place->mark = element->start_mark;
@@ -299,7 +316,8 @@ static int read_mapping(struct config *config, const char *section, yaml_documen
 	place->mark = mapping->start_mark;
 	if (mapping->type != YAML_MAPPING_NODE)
 		return bad(place, err, "expected keys with values");
-	for (yaml_node_pair_t *pair = mapping->data.mapping.pairs.start; pair < mapping->data.mapping.pairs.top; pair++) {
+	for (yaml_node_pair_t *pair = mapping->data.mapping.pairs.start; pair < mapping->data.mapping.pairs.top;
+	     pair++) {
 		yaml_node_t *key_node = yaml_document_get_node(document, pair->key);
 		yaml_node_t *value = yaml_document_get_node(document, pair->value);
 		const struct key *key;
@@ -467,7 +485,8 @@ int config_finish(struct config *config, struct error *err)
 		config->output.outputs[i] = layer_number(layers->item[i]);
 		for (size_t j = 0; j < i; j++)
 			if (config->output.outputs[i] == config->output.outputs[j])
-				return error_set(err, ERR_ARGUMENT, "output.layers: %s stands there twice", layers->item[i]);
+				return error_set(err, ERR_ARGUMENT, "output.layers: %s stands there twice",
+						 layers->item[i]);
 	}
 	return 0;
 }
@@ -539,8 +558,8 @@ void config_print(const struct config *config, FILE *file)
 		}
 		if (!dot)
 			fputc('\n', file);
-		fprintf(file, "%s# %s. Default: %s\n%s%s: ", indent, keys[i].help, *keys[i].fallback ? keys[i].fallback : "none",
-			indent, dot ? dot + 1 : keys[i].name);
+		fprintf(file, "%s# %s. Default: %s\n%s%s: ", indent, keys[i].help,
+			*keys[i].fallback ? keys[i].fallback : "none", indent, dot ? dot + 1 : keys[i].name);
 		print_value(&keys[i], (const char *)config + keys[i].offset, file);
 		fputc('\n', file);
 	}
@@ -550,7 +569,9 @@ int config_suits(const struct config *config, const struct model *model, struct 
 {
 	for (size_t i = 0; i < config->output.n_outputs; i++)
 		if (config->output.outputs[i] >= (int)model->shape.num_layers)
-			return error_set(err, ERR_ARGUMENT, "output.layers: %d, expected final or 0 to %zu: the model has %zu layers",
-					 config->output.outputs[i], model->shape.num_layers - 1, model->shape.num_layers);
+			return error_set(err, ERR_ARGUMENT,
+					 "output.layers: %d, expected final or 0 to %zu: the model has %zu layers",
+					 config->output.outputs[i], model->shape.num_layers - 1,
+					 model->shape.num_layers);
 	return 0;
 }

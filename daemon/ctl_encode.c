@@ -72,8 +72,8 @@ static int check_input(const struct encoding *e, struct error *err)
 	size_t hidden_size = e->model->shape.hidden_size;
 
 	if (dtype_is_float(in->dtype) && in->columns != hidden_size)
-		return error_set(err, ERR_FORMAT, "%s: rows of %zu columns, the model expects [rows, %zu]", e->arguments->in,
-				 in->columns, hidden_size);
+		return error_set(err, ERR_FORMAT, "%s: rows of %zu columns, the model expects [rows, %zu]",
+				 e->arguments->in, in->columns, hidden_size);
 	if (!dtype_is_float(in->dtype) && in->columns)
 		return error_set(err, ERR_FORMAT, "%s: two dimensions of token ids, expected [rows]", e->arguments->in);
 	return 0;
@@ -108,13 +108,13 @@ static int open_encoding(struct encoding *e, struct error *err)
 	static const int outputs[] = { OUTPUT_FINAL };
 	const struct arguments *a = e->arguments;
 	struct device_options options = {
-		.precision = a->precision, .threads = a->threads, .window = a->window, .max_segments = 1, .outputs = outputs,
-		.n_outputs = 1, .output_dtype = DTYPE_FLOAT32
+		.precision = a->precision, .threads = a->threads, .window = a->window, .max_segments = 1,
+		.outputs = outputs, .n_outputs = 1, .output_dtype = DTYPE_FLOAT32
 	};
 	int rc;
 
-	if ((rc = model_open(a->model, &e->model, err)) || (rc = npy_open(a->in, &e->in, err)) || (rc = check_input(e, err)) ||
-	    (rc = device_open(a->device, e->model, &options, &e->device, err)) ||
+	if ((rc = model_open(a->model, &e->model, err)) || (rc = npy_open(a->in, &e->in, err)) ||
+	    (rc = check_input(e, err)) || (rc = device_open(a->device, e->model, &options, &e->device, err)) ||
 	    (rc = e->device->backend->cache_new(e->device, &e->cache, err)) || (rc = open_slots(e, err)))
 		return rc;
 	return npy_create(&e->out, a->out, e->in.rows, e->model->shape.hidden_size, err);
@@ -139,7 +139,8 @@ static void close_encoding(struct encoding *e)
 static int start(struct encoding *e, struct slot *slot, struct error *err)
 {
 	const struct npy *in = &e->in;
-	size_t hidden_size = e->model->shape.hidden_size, whole = e->device->max_rows / e->device->window * e->device->window;
+	size_t hidden_size = e->model->shape.hidden_size;
+	size_t whole = e->device->max_rows / e->device->window * e->device->window;
 	size_t rows = in->rows - e->read < whole ? in->rows - e->read : whole;
 	const char *src = (const char *)in->data + e->read * (in->columns ? in->columns : 1) * dtype_size(in->dtype);
 
@@ -149,8 +150,8 @@ static int start(struct encoding *e, struct slot *slot, struct error *err)
 		if (rc)
 			return rc;
 	} else if (!dtype_widen(in->dtype, src, rows * hidden_size, slot->rows)) {
-		return error_set(err, ERR_FORMAT, "%s: a value in rows %zu to %zu is not finite", e->arguments->in, e->read,
-				 e->read + rows - 1);
+		return error_set(err, ERR_FORMAT, "%s: a value in rows %zu to %zu is not finite", e->arguments->in,
+				 e->read, e->read + rows - 1);
 	}
 	slot->segment.rows = rows;
 	e->read += rows;

@@ -75,8 +75,9 @@ static int read_arguments(int argc, char **argv, struct request *r)
 		if (optind < argc)
 			r->value[i] = argv[optind++];
 		else if (commands[r->command].argument[i].required)
-			return ctl_usage(r->name, commands[r->command].argument[i].kind == STREAM ? "expected a stream id" :
-					 "expected a file");
+			return ctl_usage(r->name, commands[r->command].argument[i].kind == STREAM
+							  ? "expected a stream id"
+							  : "expected a file");
 	}
 	return optind < argc ? ctl_usage(r->name, "too many arguments") : 0;
 }

@@ -35,8 +35,8 @@ struct sending {
 static int read_send_arguments(int argc, char **argv, struct sending *s)
 {
 	static const struct option options[] = {
-		{ "ingest", required_argument, NULL, 'i' }, { "flush", no_argument, NULL, 'f' }, { "end", no_argument, NULL, 'e' },
-		{ NULL, 0, NULL, 0 }
+		{ "ingest", required_argument, NULL, 'i' }, { "flush", no_argument, NULL, 'f' },
+		{ "end", no_argument, NULL, 'e' }, { NULL, 0, NULL, 0 }
 	};
 	struct error err;
 	int option;
@@ -85,17 +85,24 @@ static int send_rows(struct sending *s, uint64_t first, struct error *err)
 	int rc = 0;
 
 	while (!rc && s->next < last) {
-		uint64_t rows = last - s->state.position < ROWS_PER_MESSAGE ? last - s->state.position : ROWS_PER_MESSAGE;
+		uint64_t rows =
+			last - s->state.position < ROWS_PER_MESSAGE ? last - s->state.position : ROWS_PER_MESSAGE;
 
 		if (rows > client_stream_room(&s->state))
 			rows = client_stream_room(&s->state);
 		if (rows) {
 			struct message message = {
-				.type = MESSAGE_DATA, .has_pos = true, .pos = s->state.position, .has_shape = true, .rows = rows,
-				.columns = s->in.columns, .dtype = s->in.dtype,
+				.type = MESSAGE_DATA,
+				.has_pos = true,
+				.pos = s->state.position,
+				.has_shape = true,
+				.rows = rows,
+				.columns = s->in.columns,
+				.dtype = s->in.dtype,
 			};
 
-			rc = send_header(s, &message, (const char *)s->in.data + (s->state.position - first) * row_bytes, err);
+			rc = send_header(s, &message,
+					 (const char *)s->in.data + (s->state.position - first) * row_bytes, err);
 			s->state.position += rows;
 		}
 		if (!rc)
@@ -194,7 +201,8 @@ static void print_message(const struct client_message *message)
 
 	streamid_format(message->stream, message->stream_size, id);
 	if (h->type == MESSAGE_EVENT) {
-		printf("%s epoch %" PRIu64 " pos %" PRIu64 " event %s %s\n", id, h->epoch, h->pos, events[h->event], h->text);
+		printf("%s epoch %" PRIu64 " pos %" PRIu64 " event %s %s\n", id, h->epoch, h->pos, events[h->event],
+		       h->text);
 		return;
 	}
 	printf("%s epoch %" PRIu64 " pos %" PRIu64 " rows %" PRIu64, id, h->epoch, h->pos, h->rows);
@@ -211,7 +219,8 @@ static int collect(struct receiving *r, const struct client_message *message, st
 	if (!h->rows)
 		return 0;
 	if (r->columns && h->columns != r->columns)
-		return error_set(err, ERR_FORMAT, "rows of %" PRIu64 " columns after rows of %zu", h->columns, r->columns);
+		return error_set(err, ERR_FORMAT, "rows of %" PRIu64 " columns after rows of %zu", h->columns,
+				 r->columns);
 	r->columns = h->columns;
 	if (r->rows + h->rows > r->capacity) {
 		size_t capacity = (r->rows + h->rows) * 2;
@@ -245,7 +254,8 @@ static int receive(struct receiving *r, struct error *err)
 		fflush(stdout);
 		if (message.header.type == MESSAGE_HIDDEN && !message.header.has_layer)
 			r->rows += message.header.rows;
-		ended = message.header.type == MESSAGE_EVENT && message.header.event == EVENT_CLOSED && (r->path || r->count);
+		ended = message.header.type == MESSAGE_EVENT && message.header.event == EVENT_CLOSED &&
+			(r->path || r->count);
 	}
 	return 0;
 }

@@ -10,7 +10,8 @@ static enum log_level log_level = LOG_LEVEL_INFO;
 
 /* syslog's numbers */
 static const int priority[] = {
-	[LOG_LEVEL_ERROR] = 3, [LOG_LEVEL_WARNING] = 4, [LOG_LEVEL_NOTICE] = 5, [LOG_LEVEL_INFO] = 6, [LOG_LEVEL_DEBUG] = 7
+	[LOG_LEVEL_ERROR] = 3, [LOG_LEVEL_WARNING] = 4, [LOG_LEVEL_NOTICE] = 5, [LOG_LEVEL_INFO] = 6,
+	[LOG_LEVEL_DEBUG] = 7
 };
 
 void log_set_level(enum log_level level)

@@ -57,8 +57,8 @@ static int open_device(struct server *server, struct error *err)
 		return rc;
 	if (err->text[0]) /* auto passed better devices over */
 		log_info("%s", err->text);
-	log_info("model %s: %zu layers, hidden_size %zu, fingerprint %s", config->model, server->model->shape.num_layers,
-		 server->model->shape.hidden_size, server->model->fingerprint);
+	log_info("model %s: %zu layers, hidden_size %zu, fingerprint %s", config->model,
+		 server->model->shape.num_layers, server->model->shape.hidden_size, server->model->fingerprint);
 	log_info("device %s, window %zu, batches of up to %zu rows, ready in %.2f s", server->device->description,
 		 server->device->window, server->device->max_rows, (double)(now_ns() - start) / 1e9);
 	return 0;
@@ -71,15 +71,18 @@ static int open_pools(struct server *server, struct error *err)
 	size_t positions = (window * sizeof(uint64_t) + 63) / 64 * 64;
 	size_t rows = window * hidden_size * sizeof(float);
 	size_t hidden = server->config->output.n_outputs * window * hidden_size * server->itemsize;
-	int rc = pool_new(server->device, (sizeof(struct block) + 63) / 64 * 64 + positions + rows, &server->blocks, err);
+	int rc = pool_new(server->device, (sizeof(struct block) + 63) / 64 * 64 + positions + rows, &server->blocks,
+			  err);
 
 	if (rc)
 		return rc;
-	return pool_new(server->device, (sizeof(struct hidden) + 63) / 64 * 64 + positions + hidden, &server->hiddens, err);
+	return pool_new(server->device, (sizeof(struct hidden) + 63) / 64 * 64 + positions + hidden, &server->hiddens,
+			err);
 }
 
-static int open_socket(struct server *server, enum endpoint_kind kind, const char *name, const struct string_list *addresses,
-		       const struct endpoint_options *options, struct endpoint **ret_endpoint, struct error *err)
+static int open_socket(struct server *server, enum endpoint_kind kind, const char *name,
+		       const struct string_list *addresses, const struct endpoint_options *options,
+		       struct endpoint **ret_endpoint, struct error *err)
 {
 	int rc = endpoint_new(server->context, kind, options, ret_endpoint, err);
 
@@ -110,22 +113,29 @@ static int open_sockets(struct server *server, struct error *err)
 	struct endpoint_options publish = {
 		.message_bytes = CONTROL_BYTES, .send_high_water = PUBLISH_HIGH_WATER, .receive_high_water = 1024
 	};
-	struct endpoint_options control = { /* an import brings a state */
-		.message_bytes = CONTROL_BYTES + (shape_cache_floats(shape) + config->window * shape->hidden_size) * sizeof(float), .send_high_water = 64, .receive_high_water = 64
+	struct endpoint_options control = {
+		/* an import brings a state */
+		.message_bytes = CONTROL_BYTES +
+				 (shape_cache_floats(shape) + config->window * shape->hidden_size) * sizeof(float),
+		.send_high_water = 64,
+		.receive_high_water = 64
 	};
 	int rc = endpoint_context_new(IO_THREADS, &server->context, err);
 
 	if (!rc)
 		rc = endpoint_message_init(&server->message, err);
 	if (!rc)
-		rc = open_socket(server, ENDPOINT_PUBLISH, "publish", &config->sockets.publish, &publish, &server->publish, err);
+		rc = open_socket(server, ENDPOINT_PUBLISH, "publish", &config->sockets.publish, &publish,
+				 &server->publish, err);
 	if (!rc)
-		rc = open_socket(server, ENDPOINT_CONTROL, "control", &config->sockets.control, &control, &server->control, err);
+		rc = open_socket(server, ENDPOINT_CONTROL, "control", &config->sockets.control, &control,
+				 &server->control, err);
 	if (!rc && config->sockets.subscribe.n)
 		rc = open_socket(server, ENDPOINT_SUBSCRIBE, "subscribe", &config->sockets.subscribe, &ingest,
 				 &server->subscribe, err);
 	if (!rc && config->sockets.ingest.n)
-		rc = open_socket(server, ENDPOINT_INGEST, "ingest", &config->sockets.ingest, &ingest, &server->ingest, err);
+		rc = open_socket(server, ENDPOINT_INGEST, "ingest", &config->sockets.ingest, &ingest, &server->ingest,
+				 err);
 	return rc;
 }
 
@@ -160,7 +170,8 @@ int server_open(struct server *server, const struct config *config, struct error
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
 	    (rc = table_init(&server->saved, err)) || (rc = table_init(&server->waiters, err)) ||
 	    (rc = open_signals(server, err)) || (rc = open_device(server, err)) || (rc = open_pools(server, err)) ||
-	    (rc = batch_init(server, err)) || (rc = states_open(server, err)) || (rc = worker_new(server->device, &server->worker, err)))
+	    (rc = batch_init(server, err)) || (rc = states_open(server, err)) ||
+	    (rc = worker_new(server->device, &server->worker, err)))
 		return rc;
 	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
 	if (!server->scratch)
@@ -279,7 +290,8 @@ static void retry_stalled(struct server *server)
 /* Has all that was accepted gone out? */
 static bool all_done(struct server *server)
 {
-	return !server->jobs_busy && list_empty(&server->ready) && list_empty(&server->stalled) && saving_finished(server);
+	return !server->jobs_busy && list_empty(&server->ready) && list_empty(&server->stalled) &&
+	       saving_finished(server);
 }
 
 /* Milliseconds until the next timer. */
@@ -303,7 +315,8 @@ static int turn(struct server *server, int64_t due, struct error *err)
 	enum { N = sizeof sockets / sizeof sockets[0] };
 	struct endpoint *endpoints[N];
 	bool wanted[N], ready[N], fd_ready[3];
-	const int fds[3] = { worker_fd(server->worker), server->signal_fd, server->store ? store_fd(server->store) : -1 };
+	const int fds[3] = { worker_fd(server->worker), server->signal_fd,
+			     server->store ? store_fd(server->store) : -1 };
 	size_t n = 0;
 	int rc;
 
@@ -312,7 +325,8 @@ static int turn(struct server *server, int64_t due, struct error *err)
 			endpoints[n] = sockets[i];
 			wanted[n++] = reading[i];
 		}
-	rc = endpoint_poll(endpoints, wanted, ready, n, fds, fd_ready, server->store ? 3 : 2, timeout(server, due), err);
+	rc = endpoint_poll(endpoints, wanted, ready, n, fds, fd_ready, server->store ? 3 : 2, timeout(server, due),
+			   err);
 	server->now_ms = (int64_t)(now_ns() / 1000000);
 	if (rc)
 		return rc;
@@ -352,7 +366,8 @@ int server_run(struct server *server, struct error *err)
 		if (server->phase == SERVER_STOPPING && all_done(server))
 			return 0;
 		if (server->phase == SERVER_STOPPING && server->now_ms >= server->deadline_ms)
-			return error_set(err, ERR_SYSTEM, "not all that was accepted could be published and saved within %g s%s%s",
+			return error_set(err, ERR_SYSTEM,
+					 "not all that was accepted could be published and saved within %g s%s%s",
 					 server->config->shutdown_timeout, server->state_stats.failing ? ": " : "",
 					 server->state_stats.failing ? server->state_stats.why : "");
 		due = save_due < due ? save_due : due;

@@ -89,7 +89,8 @@ static int convert_int64(const char *path, struct npy *npy, const char *data, st
 	return 0;
 }
 
-static int read_header(const char *path, const char *header, const char *data, size_t bytes, struct npy *npy, struct error *err)
+static int read_header(const char *path, const char *header, const char *data, size_t bytes, struct npy *npy,
+		       struct error *err)
 {
 	const char *descr = value_of(header, "'descr'"), *order = value_of(header, "'fortran_order'");
 	size_t itemsize = 0, row_bytes;
@@ -106,10 +107,12 @@ static int read_header(const char *path, const char *header, const char *data, s
 	if (!strncmp(descr + 1, "<i8", 3) && !npy->columns)
 		itemsize = 8;
 	if (!itemsize)
-		return error_set(err, ERR_FORMAT, "%s: dtype %.5s, expected float32, float16, or integer token ids", path, descr);
+		return error_set(err, ERR_FORMAT, "%s: dtype %.5s, expected float32, float16, or integer token ids",
+				 path, descr);
 	row_bytes = npy->columns > SIZE_MAX / itemsize ? 0 : itemsize * (npy->columns ? npy->columns : 1);
 	if (!row_bytes || npy->rows > bytes / row_bytes)
-		return error_set(err, ERR_FORMAT, "%s: truncated: %zu bytes of data are too few for its shape", path, bytes);
+		return error_set(err, ERR_FORMAT, "%s: truncated: %zu bytes of data are too few for its shape", path,
+				 bytes);
 	npy->data = data;
 	return itemsize == 8 ? convert_int64(path, npy, data, err) : 0;
 }
@@ -139,7 +142,8 @@ int npy_open(const char *path, struct npy *ret_npy, struct error *err)
 	}
 	memcpy(header, bytes + prefix, length);
 	header[length] = '\0';
-	rc = read_header(path, header, (const char *)bytes + prefix + length, npy.map_size - prefix - length, &npy, err);
+	rc = read_header(path, header, (const char *)bytes + prefix + length, npy.map_size - prefix - length, &npy,
+			 err);
 out:
 	if (rc)
 		npy_close(&npy);
@@ -169,10 +173,12 @@ int npy_create(struct npy_writer *writer, const char *path, size_t rows, size_t 
 	writer->file = fopen(writer->part, "we");
 	if (!writer->file)
 		return error_system(err, "%s", writer->part);
-	n = snprintf(header, sizeof header, "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", rows, columns);
+	n = snprintf(header, sizeof header, "{'descr': '<f4', 'fortran_order': False, 'shape': (%zu, %zu), }", rows,
+		     columns);
 	memset(header + n, ' ', sizeof header - (size_t)n);
 	header[117] = '\n'; /* magic, version and length (10 bytes) and this: 128 */
-	if (fwrite(MAGIC "\x01\x00\x76\x00", 1, 10, writer->file) != 10 || fwrite(header, 1, 118, writer->file) != 118) {
+	if (fwrite(MAGIC "\x01\x00\x76\x00", 1, 10, writer->file) != 10 ||
+	    fwrite(header, 1, 118, writer->file) != 118) {
 		error_system(err, "%s", writer->part);
 		npy_abandon(writer);
 		return ERR_SYSTEM;

@@ -55,7 +55,8 @@ static size_t run_length(const struct stream *stream, const struct hidden *hidde
 	bool again = position[hidden->row] < stream->published;
 	size_t row = hidden->row + 1;
 
-	while (row < hidden->end && position[row] == position[row - 1] + 1 && (position[row] < stream->published) == again)
+	while (row < hidden->end && position[row] == position[row - 1] + 1 &&
+	       (position[row] < stream->published) == again)
 		row++;
 	return row - hidden->row;
 }
@@ -113,10 +114,16 @@ static bool send_run(struct server *server, struct stream *stream, struct hidden
 	bool last = stream->phase == STREAM_ENDING && hidden->first + hidden->row + run == stream->accepted;
 	bool again = run && hidden->position[hidden->row] < stream->published;
 	struct message message = {
-		.type = MESSAGE_HIDDEN, .epoch = stream->epoch, .has_shape = true, .rows = run,
-		.columns = server->model->shape.hidden_size, .dtype = (enum dtype)config->output.dtype,
-		.pos = run ? hidden->position[hidden->row] : stream->next, .has_pos = true,
-		.has_t = hidden->has_t && hidden->t_row >= hidden->row && hidden->t_row < hidden->row + run, .t = hidden->t,
+		.type = MESSAGE_HIDDEN,
+		.epoch = stream->epoch,
+		.has_shape = true,
+		.rows = run,
+		.columns = server->model->shape.hidden_size,
+		.dtype = (enum dtype)config->output.dtype,
+		.pos = run ? hidden->position[hidden->row] : stream->next,
+		.has_pos = true,
+		.has_t = hidden->has_t && hidden->t_row >= hidden->row && hidden->t_row < hidden->row + run,
+		.t = hidden->t,
 	};
 
 	for (; hidden->output < config->output.n_outputs; hidden->output++) {
@@ -165,7 +172,8 @@ static bool send_window(struct server *server, struct stream *stream, struct hid
 		return send_run(server, stream, hidden, 0);
 	}
 	if (hidden->first + hidden->row < stream->done)
-		hidden->row = stream->done - hidden->first < hidden->end ? (size_t)(stream->done - hidden->first) : hidden->end;
+		hidden->row = stream->done - hidden->first < hidden->end ? (size_t)(stream->done - hidden->first)
+									 : hidden->end;
 	while (hidden->row < hidden->end) {
 		size_t run;
 

@@ -19,10 +19,14 @@
  *
  * A stream that exists already goes on from the state in its next epoch.
  */
-int requests_snapshot(struct server *server, const struct control *control, struct control_writer *writer, struct error *err);
-int requests_export(struct server *server, const struct control *control, struct control_writer *writer, struct error *err);
-int requests_fork(struct server *server, const struct control *control, struct control_writer *writer, struct error *err);
-int requests_import(struct server *server, const struct control *control, struct control_writer *writer, struct error *err);
+int requests_snapshot(struct server *server, const struct control *control, struct control_writer *writer,
+		      struct error *err);
+int requests_export(struct server *server, const struct control *control, struct control_writer *writer,
+		    struct error *err);
+int requests_fork(struct server *server, const struct control *control, struct control_writer *writer,
+		  struct error *err);
+int requests_import(struct server *server, const struct control *control, struct control_writer *writer,
+		    struct error *err);
 
 /* Go on with the requests that wait. */
 void requests_go_on(struct server *server);

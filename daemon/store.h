@@ -31,7 +31,7 @@ struct store_job {
 	struct generations generations; /* those there are; STORE_READ fills in what it learned of them */
 	bool rewinding;          /* STORE_READ: only a state of `epoch` with emitted <= from will do, */
 	uint64_t epoch, from;
-	bool found;              /* STORE_READ: state is filled in; if not, though rewinding: none suits, go on from 0 */
+	bool found; /* STORE_READ: state is filled in; if not, though rewinding: none suits, go on from 0 */
 	bool damaged[GENERATIONS_MAX]; /* STORE_READ: put aside, and why the last one was: */
 	struct error damage;
 	bool outrun[GENERATIONS_MAX];  /* STORE_READ, rewinding: removed, for the stream goes on from before them */

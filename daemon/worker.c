@@ -126,7 +126,8 @@ static void *waiter_run(void *arg)
 		job->ended_ns = now_ns();
 		pthread_mutex_lock(&worker->lock);
 		worker->failed |= job->error.code != 0;
-		worker->busy_ns += job->ended_ns - (job->started_ns > worker->last_ns ? job->started_ns : worker->last_ns);
+		worker->busy_ns +=
+			job->ended_ns - (job->started_ns > worker->last_ns ? job->started_ns : worker->last_ns);
 		worker->last_ns = job->ended_ns;
 		push(&worker->done, pop(&worker->running));
 		pthread_cond_broadcast(&worker->changed);
