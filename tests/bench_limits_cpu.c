@@ -14,11 +14,12 @@
 #include "tests/bench_limits.h"
 
 #define STEPS 300000                  /* of a register loop */
-#define SUMS 12                       /* independent ones, enough to hide the latency of an operation */
+#define SUMS 12                       /* independent ones, to hide the latency of an operation, in 16 registers */
+#define WIDE_SUMS 24                  /* in 32 registers */
 #define READ_BYTES ((size_t)512 << 20)
 #define SLICE_ROWS ((size_t)256)      /* as in the forward pass */
 
-/* A register loop: STEPS * SUMS vector operations.  Returns something that depends on all of them. */
+/* A register loop: STEPS times each sum's operation.  Returns something that depends on all of them. */
 typedef float register_loop(void);
 
 struct bench_meter {
@@ -76,19 +77,19 @@ __attribute__((target("avx2,fma"))) static float multiply_add_avx2(void)
 __attribute__((target("avx512f"))) static float multiply_add_avx512(void)
 {
 	const __m512 x = _mm512_set1_ps(0.5f);
-	__m512 sum[SUMS];
+	__m512 sum[WIDE_SUMS];
 
-#pragma GCC unroll 12
-	for (int i = 0; i < SUMS; i++)
+#pragma GCC unroll 24
+	for (int i = 0; i < WIDE_SUMS; i++)
 		sum[i] = _mm512_setzero_ps();
 	for (int n = 0; n < STEPS; n++)
-#pragma GCC unroll 12
-		for (int i = 0; i < SUMS; i++) {
+#pragma GCC unroll 24
+		for (int i = 0; i < WIDE_SUMS; i++) {
 			sum[i] = _mm512_fmadd_ps(sum[i], x, x);
 			__asm__ volatile("" : "+v"(sum[i]));
 		}
-#pragma GCC unroll 12
-	for (int i = 1; i < SUMS; i++)
+#pragma GCC unroll 24
+	for (int i = 1; i < WIDE_SUMS; i++)
 		sum[0] += sum[i];
 	return sum[0][0];
 }
@@ -96,26 +97,26 @@ __attribute__((target("avx512f"))) static float multiply_add_avx512(void)
 __attribute__((target("avx512f,avx512bf16"))) static float dot_avx512bf16(void)
 {
 	const __m512bh x = (__m512bh)_mm512_set1_epi32(0x3c003c00);
-	__m512 sum[SUMS];
+	__m512 sum[WIDE_SUMS];
 
-#pragma GCC unroll 12
-	for (int i = 0; i < SUMS; i++)
+#pragma GCC unroll 24
+	for (int i = 0; i < WIDE_SUMS; i++)
 		sum[i] = _mm512_setzero_ps();
 	for (int n = 0; n < STEPS; n++)
-#pragma GCC unroll 12
-		for (int i = 0; i < SUMS; i++) {
+#pragma GCC unroll 24
+		for (int i = 0; i < WIDE_SUMS; i++) {
 			sum[i] = _mm512_dpbf16_ps(sum[i], x, x);
 			__asm__ volatile("" : "+v"(sum[i]));
 		}
-#pragma GCC unroll 12
-	for (int i = 1; i < SUMS; i++)
+#pragma GCC unroll 24
+	for (int i = 1; i < WIDE_SUMS; i++)
 		sum[0] += sum[i];
 	return sum[0][0];
 }
 
 #endif
 
-/* The loop for the device's instruction set and number format, and the operations of each of its SUMS * STEPS. */
+/* The loop for the device's instruction set and number format, and how many operations it is. */
 static void choose_loop(struct bench_meter *meter)
 {
 	const size_t lanes = meter->parts.kernels->panel / CPU_PANEL_VECTORS;
@@ -130,7 +131,7 @@ static void choose_loop(struct bench_meter *meter)
 	else if (lanes == 8)
 		meter->loop = multiply_add_avx2;
 #endif
-	meter->operations = 2.0 * (double)lanes * (dot ? 2 : 1) * SUMS * STEPS;
+	meter->operations = 2.0 * (double)lanes * (dot ? 2 : 1) * (lanes == 16 ? WIDE_SUMS : SUMS) * STEPS;
 }
 
 static void run_loop(void *arg, size_t task, size_t thread)
