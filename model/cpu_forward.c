@@ -150,10 +150,9 @@ static void scan_inputs(void *arg, size_t task, size_t thread)
 static void scan_head(void *arg, size_t task, size_t thread)
 {
 	const struct cpu_forward *f = arg;
-	const size_t upcoming = task + cpu_threads_count(f->threads);
-	const bool last = upcoming >= f->slice.n_runs * f->scan.heads;
+	const bool last = task + 1 == f->slice.n_runs * f->scan.heads;
 
-	f->kernels->scan_head(&f->scan, task, last ? task : upcoming, f->scratch + thread * f->scratch_floats);
+	f->kernels->scan_head(&f->scan, task, last ? task : task + 1, f->scratch + thread * f->scratch_floats);
 }
 
 static void set_layer(struct cpu_forward *f, size_t index)

@@ -1,7 +1,7 @@
 /*
  * The thread pool of the CPU back end.  A phase is opened by storing its number, odd, and closed by the next even one;
- * a thread enters an open phase, takes tasks from a common counter until none is left, and leaves.  A thread that is
- * late, because something else had its CPU, finds the phase closed and nobody has waited for it.
+ * a thread enters an open phase, runs the tasks of its own range, then what is left of the others', and leaves.  A
+ * thread that is late, because something else had its CPU, finds the phase closed and nobody has waited for it.
  */
 #include "model/cpu_threads.h"
 
@@ -31,14 +31,19 @@
 #define SPINS_BEFORE_SLEEP 4000 /* pauses: about 100 microseconds */
 #define SPINS_BEFORE_YIELD 2000
 
+/* The tasks that are one thread's own. */
+struct range {
+	alignas(64) atomic_size_t next;
+	size_t end;
+};
+
 struct cpu_threads {
 	alignas(64) atomic_uint phase; /* odd: open */
 	atomic_uint sleepers;
-	alignas(64) atomic_size_t next; /* task */
 	alignas(64) atomic_uint inside; /* threads that may be running tasks, without the caller */
-	alignas(64) cpu_task *task;     /* of the open phase, as are arg and n */
+	alignas(64) cpu_task *task;     /* of the open phase, as are arg and ranges */
 	void *arg;
-	size_t n;
+	struct range *ranges; /* [count] */
 	size_t count;
 	atomic_bool stop;
 	struct helper {
@@ -77,10 +82,13 @@ static void futex(atomic_uint *word, int operation, unsigned value)
 
 static void take_tasks(struct cpu_threads *threads, size_t number)
 {
-	size_t task;
+	for (size_t i = 0; i < threads->count; i++) {
+		struct range *range = &threads->ranges[(number + i) % threads->count];
+		size_t task;
 
-	while ((task = atomic_fetch_add(&threads->next, 1)) < threads->n)
-		threads->task(threads->arg, task, number);
+		while ((task = atomic_fetch_add(&range->next, 1)) < range->end)
+			threads->task(threads->arg, task, number);
+	}
 }
 
 /* Wait until the phase is another than seen; returns it. */
@@ -133,8 +141,10 @@ void cpu_threads_run(struct cpu_threads *threads, cpu_task *task, void *arg, siz
 
 	threads->task = task;
 	threads->arg = arg;
-	threads->n = n;
-	atomic_store(&threads->next, 0);
+	for (size_t i = 0; i < threads->count; i++) {
+		atomic_store_explicit(&threads->ranges[i].next, n * i / threads->count, memory_order_relaxed);
+		threads->ranges[i].end = n * (i + 1) / threads->count;
+	}
 	if (n > 1 && threads->count > 1)
 		set_phase(threads, phase + 1);
 	take_tasks(threads, 0);
@@ -160,7 +170,8 @@ int cpu_threads_new(size_t count, struct cpu_threads **ret_threads, struct error
 	memset(threads, 0, sizeof *threads);
 	threads->count = count ? count : cpu_count();
 	threads->helpers = calloc(threads->count, sizeof *threads->helpers);
-	if (!threads->helpers) {
+	threads->ranges = aligned_alloc(64, threads->count * sizeof *threads->ranges);
+	if (!threads->helpers || !threads->ranges) {
 		cpu_threads_free(threads);
 		return error_memory(err, "threads");
 	}
@@ -194,6 +205,7 @@ void cpu_threads_free(struct cpu_threads *threads)
 	for (size_t i = 0; i < threads->started; i++)
 		pthread_join(threads->helpers[i].thread, NULL);
 	free(threads->helpers);
+	free(threads->ranges);
 	free(threads);
 }
 

@@ -20,8 +20,9 @@ void cpu_threads_free(struct cpu_threads *threads); /* NULL is fine */
 size_t cpu_threads_count(const struct cpu_threads *threads);
 
 /*
- * Run tasks 0 ... n - 1, in about this order, and return when all are done.  Within tasks denormal numbers count as
- * zero.  One caller at a time.
+ * Run tasks 0 ... n - 1 and return when all are done.  Each thread runs an equal share of consecutive tasks in order,
+ * so that what one phase leaves in a thread's cache the next may find there; who is done early helps the others.
+ * Within tasks denormal numbers count as zero.  One caller at a time.
  */
 void cpu_threads_run(struct cpu_threads *threads, cpu_task *task, void *arg, size_t n);
 
