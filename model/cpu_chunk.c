@@ -40,17 +40,26 @@ static void mix_rows(const struct cpu_part *part)
 	}
 }
 
-/* out = (y + D x) silu(z) for one vector of the head's columns, from p, of row t. */
-INLINE void gate(const struct cpu_part *part, size_t t, size_t p, vec y)
+/* out = (y + D x) silu(z) for vecs vectors of the head's columns, from p, of row t. */
+INLINE void gate(const int vecs, const struct cpu_part *part, size_t t, size_t p, const vec *y)
 {
 	const struct cpu_scan *scan = part->scan;
-	const size_t column = part->head * scan->head_dim + p;
-	const float *z = scan->in.data + column / BLOCK * scan->in.block_stride + (part->row + t) * BLOCK +
-			 column % BLOCK;
-	const vec x = vec_load(part->scratch->x + t * scan->head_dim + p);
+	const float *x = part->scratch->x + t * scan->head_dim;
+	float *squares = part->scratch->squares + t * BLOCK;
+	const size_t column = part->head * scan->head_dim, row = part->row + t;
+	vec sum = vec_load(squares);
 
-	vec_store(scan->out + (part->row + t) * scan->heads * scan->head_dim + column,
-		  vec_fma(vec_set(scan->d[part->head]), x, y) * vec_silu(vec_load(z)));
+#pragma GCC unroll 4
+	for (int v = 0; v < vecs; v++) {
+		const size_t at = p + (size_t)v * LANES;
+		const float *z = scan->in.data + row * BLOCK + at % BLOCK +
+				 (cpu_scan_z(scan, part->head) + at / BLOCK) * scan->in.block_stride;
+		const vec out = vec_fma(vec_set(scan->d[part->head]), vec_load(x + at), y[v]) * vec_silu(vec_load(z));
+
+		sum = vec_fma(out, out, sum);
+		operand_store(&scan->out, row, column + at, out * vec_load(scan->out_weight + column + at));
+	}
+	vec_store(squares, sum);
 }
 
 /* acc = C S for rows t ... and columns p ...; rows beyond the part's yield what is not used. */
@@ -99,8 +108,7 @@ INLINE void tile_output(const int vecs, const bool pairs, const struct cpu_part 
 				acc[r][v] = vec_fma(vec_set(mix[r * CHUNK + t + s]),
 						    vec_load(x + (t + s) * head_dim + v * LANES), acc[r][v]);
 	for (size_t r = 0; r < TILE_ROWS && t + r < part->rows; r++)
-		for (int v = 0; v < vecs; v++)
-			gate(part, t + r, p + (size_t)v * LANES, acc[r][v]);
+		gate(vecs, part, t + r, p, acc[r]);
 }
 
 /* All y of the part.  Meanwhile the first half of the upcoming state is fetched. */
@@ -265,9 +273,7 @@ INLINE void step_columns(const int vecs, const struct cpu_part *part, size_t p, 
 			y[v] = vec_fma(vec_set(c[n]), s, y[v]);
 			vec_store(next + at, s);
 		}
-#pragma GCC unroll 4
-	for (int v = 0; v < vecs; v++)
-		gate(part, 0, p + (size_t)v * LANES, y[v]);
+	gate(vecs, part, 0, p, y);
 }
 
 void CPU_NAME(cpu_chunk_step)(const struct cpu_part *part, const float *state, float *next, const float *upcoming)

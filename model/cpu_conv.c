@@ -1,11 +1,14 @@
 /* The causal convolution of one layer, a block of columns at a time, and the conv state that continues it. */
 #include "model/cpu_scan.h"
 
+/* The run's rows of one block of the columns x, B, C. */
 static const float *run_column(const struct cpu_scan *scan, const struct cpu_run *run, size_t block)
 {
-	const size_t z_blocks = scan->heads * scan->head_dim / BLOCK;
+	const size_t per_head = scan->head_dim / BLOCK, x_blocks = scan->heads * per_head;
+	const size_t in = block < x_blocks ? cpu_scan_x(scan, block / per_head) + block % per_head :
+					     cpu_scan_bc(scan) + block - x_blocks;
 
-	return scan->in.data + (z_blocks + block) * scan->in.block_stride + run->first * BLOCK;
+	return scan->in.data + in * scan->in.block_stride + run->first * BLOCK;
 }
 
 static float *history_of(const struct cpu_scan *scan, const struct cpu_run *run, size_t block)

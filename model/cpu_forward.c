@@ -5,7 +5,9 @@
  *   each layer:  z, x, B, C, dt = in_proj(norm(h));  y = scan(conv(x, B, C), dt);  h += out_proj(norm(y silu(z)))
  *   hidden = norm_f(h)
  *
- * Every line of run_layer is a phase that all threads work on, its tasks taken from a common counter.
+ * A layer is four phases, in each of which all threads run tasks.  The norms are folded into the products around them:
+ * who makes rows multiplies them by the norm's weight and sums their squares; the product scales its sums.  Tasks are
+ * ordered by heads in every phase but scan_inputs, so a thread mostly reads what it wrote itself.
  */
 #include "model/cpu_forward.h"
 
@@ -34,10 +36,11 @@ struct cpu_forward {
 	size_t layer, output; /* what the phases work on */
 
 	/* The slice's activations. */
-	float *residual;       /* [capacity, hidden] */
-	void *operand;         /* [capacity, operand_stride]: x of a product, float32 or bfloat16 */
-	size_t operand_stride;
-	struct cpu_scan scan;  /* with z, x, B, C, dt in, y silu(z) out, and what lies between them */
+	float *residual;       /* [capacity, hidden]: h */
+	struct cpu_operand in; /* [capacity, hidden]: h for in_proj */
+	struct cpu_scan scan;  /* from what in_proj makes to the operand of out_proj */
+	float *scale;          /* [groups, rows_stride] of the product that comes next */
+	size_t rows_stride;    /* capacity, up to whole blocks */
 	float *scratch;        /* [threads, scratch_floats] */
 	size_t scratch_floats;
 };
@@ -62,81 +65,37 @@ static size_t task_end(const struct cpu_forward *f, size_t task)
 /* h = rows */
 static void load_rows(void *arg, size_t task, size_t thread)
 {
-	const struct cpu_forward *f = arg;
+	struct cpu_forward *f = arg;
 	const size_t hidden_size = f->device->model->shape.hidden_size;
 
 	(void)thread;
 	for (size_t r = task * ROWS_PER_TASK; r < task_end(f, task); r++) {
 		const struct cpu_row *row = &f->slice.rows[r];
+		float *h = f->residual + r * f->weights->hidden;
 
-		memcpy(f->residual + r * f->weights->hidden, row->window->rows + row->index * hidden_size,
-		       hidden_size * sizeof(float));
+		memcpy(h, row->window->rows + row->index * hidden_size, hidden_size * sizeof *h);
+		f->kernels->prepare(h, f->weights->layers[0].norm, f->weights->hidden, &f->in, r);
 	}
 }
 
-static void normalise(const struct cpu_forward *f, const float *x, const float *weight, size_t groups, size_t n,
-		      size_t count, size_t row)
+static void scale_rows(struct cpu_forward *f, const struct cpu_operand *operand, size_t groups, size_t columns)
 {
-	const float epsilon = f->device->model->shape.norm_epsilon;
-
-	if (f->weights->bfloat16)
-		f->kernels->normalise_bfloat16(x, weight, groups, n, (float)count, epsilon,
-					       (uint16_t *)f->operand + row * f->operand_stride);
-	else
-		f->kernels->normalise(x, weight, groups, n, (float)count, epsilon,
-				      (float *)f->operand + row * f->operand_stride);
+	f->kernels->scale(operand, f->slice.n_rows, groups, columns / groups, f->device->model->shape.norm_epsilon,
+			  f->scale);
 }
 
-/* operand = norm(h) */
-static void normalise_residual(void *arg, size_t task, size_t thread)
-{
-	const struct cpu_forward *f = arg;
-	const size_t hidden = f->weights->hidden;
-
-	(void)thread;
-	for (size_t r = task * ROWS_PER_TASK; r < task_end(f, task); r++)
-		normalise(f, f->residual + r * hidden, f->weights->layers[f->layer].norm, 1, hidden,
-			  f->device->model->shape.hidden_size, r);
-}
-
-/* operand = norm(y silu(z)) */
-static void normalise_gated(void *arg, size_t task, size_t thread)
-{
-	const struct cpu_forward *f = arg;
-	const struct shape *shape = &f->device->model->shape;
-	const size_t inner = f->weights->inner, groups = shape->gated_norm_groups;
-
-	(void)thread;
-	for (size_t r = task * ROWS_PER_TASK; r < task_end(f, task); r++)
-		normalise(f, f->scan.out + r * inner, f->weights->layers[f->layer].gated_norm, groups, inner / groups,
-			  shape->d_inner / groups, r);
-}
-
-/* z, x, B, C, dt = operand times in_proj */
-static void multiply_in(struct cpu_forward *f)
+/* z, x, B, C, dt = in_proj(norm(h)) */
+static void project_in(struct cpu_forward *f)
 {
 	const struct cpu_layer *layer = &f->weights->layers[f->layer];
 	const struct cpu_product product = {
-		.x = f->operand, .x_stride = f->operand_stride, .weights = layer->in_proj,
-		.bias = layer->in_proj_bias, .k = f->weights->hidden, .columns = f->weights->in_columns,
-		.out = f->scan.in,
+		.x = &f->in, .scale = f->scale, .scale_stride = f->rows_stride, .groups = 1,
+		.weights = layer->in_proj, .bias = layer->in_proj_bias,
+		.k = f->weights->hidden, .columns = f->weights->in_columns, .out = f->scan.in,
 	};
 
-	cpu_multiply(f->kernels, f->threads, &product, f->weights->bfloat16, f->slice.n_rows);
-}
-
-/* h += operand times out_proj */
-static void multiply_out(struct cpu_forward *f)
-{
-	const struct cpu_layer *layer = &f->weights->layers[f->layer];
-	const struct cpu_product product = {
-		.x = f->operand, .x_stride = f->operand_stride, .weights = layer->out_proj,
-		.bias = layer->out_proj_bias, .k = f->weights->inner, .columns = f->weights->hidden,
-		.out = { .data = f->residual, .row_stride = f->weights->hidden, .block_stride = CPU_BLOCK },
-		.add = true,
-	};
-
-	cpu_multiply(f->kernels, f->threads, &product, f->weights->bfloat16, f->slice.n_rows);
+	scale_rows(f, &f->in, 1, f->device->model->shape.hidden_size);
+	cpu_multiply(f->kernels, f->threads, &product, f->slice.n_rows);
 }
 
 static void scan_inputs(void *arg, size_t task, size_t thread)
@@ -150,9 +109,31 @@ static void scan_inputs(void *arg, size_t task, size_t thread)
 static void scan_head(void *arg, size_t task, size_t thread)
 {
 	const struct cpu_forward *f = arg;
-	const bool last = task + 1 == f->slice.n_runs * f->scan.heads;
+	const size_t runs = f->slice.n_runs, next = task + 1 < runs * f->scan.heads ? task + 1 : task;
+	const float *upcoming = f->slice.runs[next % runs].cache + f->scan.state +
+				next / runs * f->scan.head_dim * f->scan.state_size;
 
-	f->kernels->scan_head(&f->scan, task, last ? task : task + 1, f->scratch + thread * f->scratch_floats);
+	f->kernels->scan_head(&f->scan, task % runs, task / runs, upcoming, f->scratch + thread * f->scratch_floats);
+}
+
+/* h += out_proj(norm(y silu(z))) */
+static void project_out(struct cpu_forward *f)
+{
+	const struct shape *shape = &f->device->model->shape;
+	const struct cpu_layer *layer = &f->weights->layers[f->layer];
+	const bool last = f->layer + 1 == shape->num_layers;
+	const struct cpu_product product = {
+		.x = &f->scan.out, .scale = f->scale, .scale_stride = f->rows_stride,
+		.groups = shape->gated_norm_groups, .weights = layer->out_proj, .bias = layer->out_proj_bias,
+		.k = f->weights->inner, .columns = f->weights->hidden,
+		.out = { .data = f->residual, .row_stride = f->weights->hidden, .block_stride = CPU_BLOCK },
+		.add = true,
+		.next = last ? NULL : &f->in, .next_weight = last ? NULL : layer[1].norm,
+	};
+
+	scale_rows(f, &f->scan.out, shape->gated_norm_groups, shape->d_inner);
+	cpu_multiply(f->kernels, f->threads, &product, f->slice.n_rows);
+	f->in.parts = (f->weights->hidden + f->kernels->panel - 1) / f->kernels->panel;
 }
 
 static void set_layer(struct cpu_forward *f, size_t index)
@@ -166,6 +147,7 @@ static void set_layer(struct cpu_forward *f, size_t index)
 	f->scan.dt_bias = layer->dt_bias;
 	f->scan.a = layer->a;
 	f->scan.d = layer->d;
+	f->scan.out_weight = layer->gated_norm;
 	f->scan.history = cpu_cache_history(f->weights, shape, index);
 	f->scan.state = cpu_cache_state(f->weights, shape, index);
 }
@@ -173,12 +155,10 @@ static void set_layer(struct cpu_forward *f, size_t index)
 static void run_layer(struct cpu_forward *f, size_t index)
 {
 	set_layer(f, index);
-	for_rows(f, normalise_residual);
-	multiply_in(f);
+	project_in(f);
 	cpu_threads_run(f->threads, scan_inputs, f, f->slice.n_chunks * f->scan.groups);
 	cpu_threads_run(f->threads, scan_head, f, f->slice.n_runs * f->scan.heads);
-	for_rows(f, normalise_gated);
-	multiply_out(f);
+	project_out(f);
 }
 
 /* Output number f->output of each row, from the residual stream. */
@@ -191,15 +171,15 @@ static void store_rows(void *arg, size_t task, size_t thread)
 
 	for (size_t r = task * ROWS_PER_TASK; r < task_end(f, task); r++) {
 		const struct cpu_row *row = &f->slice.rows[r];
-		const float *hidden = f->residual + r * f->weights->hidden;
+		const float *h = f->residual + r * f->weights->hidden;
 		float *normed = f->scratch + thread * f->scratch_floats;
 
 		if (f->outputs[f->output] == OUTPUT_FINAL) {
-			f->kernels->normalise(hidden, f->weights->norm_f, 1, f->weights->hidden,
-					      (float)shape->hidden_size, shape->norm_epsilon, normed);
-			hidden = normed;
+			f->kernels->normalise(h, f->weights->norm_f, f->weights->hidden, shape->hidden_size,
+					      shape->norm_epsilon, normed);
+			h = normed;
 		}
-		dtype_narrow(device->output_dtype, hidden, shape->hidden_size,
+		dtype_narrow(device->output_dtype, h, shape->hidden_size,
 			     (char *)row->window->hidden + (f->output * device->window + row->index) * bytes);
 	}
 }
@@ -216,6 +196,7 @@ void cpu_forward_run(struct cpu_forward *f, const struct batch *batch)
 	struct cpu_cursor cursor = { .batch = batch };
 
 	while (cpu_slice_next(&f->slice, &cursor)) {
+		f->in.parts = 1;
 		for_rows(f, load_rows);
 		for (size_t layer = 0; layer < f->device->model->shape.num_layers; layer++) {
 			run_layer(f, layer);
@@ -250,37 +231,49 @@ static bool zeroed(float **ret_memory, size_t floats)
 	return *ret_memory;
 }
 
-static bool allocate_scan(struct cpu_scan *scan, const struct cpu_weights *weights, size_t rows)
+static bool allocate_operand(const struct cpu_forward *f, struct cpu_operand *operand, size_t columns, size_t parts)
 {
-	const size_t b = rows * scan->groups * scan->state_size;
-	const size_t c = (rows + SPARE_ROWS) * scan->groups * scan->state_size;
+	const size_t number = f->weights->bfloat16 ? sizeof(uint16_t) : sizeof(float);
 
-	scan->b_pairs = cpu_memory_zeroed(b * sizeof *scan->b_pairs);
-	scan->c_pairs = cpu_memory_zeroed(c / 2 * sizeof *scan->c_pairs);
-	return scan->b_pairs && scan->c_pairs && zeroed(&scan->b, b) && zeroed(&scan->c, c) &&
+	operand->bfloat16 = f->weights->bfloat16;
+	operand->stride = columns + SKEW;
+	operand->parts = parts;
+	operand->squares_stride = f->rows_stride;
+	operand->data = cpu_memory_zeroed(f->slice.capacity * operand->stride * number);
+	return operand->data && zeroed(&operand->squares, parts * f->rows_stride);
+}
+
+static bool allocate_scan(struct cpu_forward *f)
+{
+	const struct cpu_weights *weights = f->weights;
+	struct cpu_scan *scan = &f->scan;
+	const size_t rows = f->slice.capacity, bc = scan->groups * scan->state_size;
+
+	scan->b_pairs = cpu_memory_zeroed(rows * bc * sizeof *scan->b_pairs);
+	scan->c_pairs = cpu_memory_zeroed((rows + SPARE_ROWS) * bc / 2 * sizeof *scan->c_pairs);
+	return scan->b_pairs && scan->c_pairs && zeroed(&scan->b, rows * bc) &&
+	       zeroed(&scan->c, (rows + SPARE_ROWS) * bc) &&
 	       zeroed(&scan->in.data, (rows + 1) * weights->in_columns) &&
 	       zeroed(&scan->scores, rows * scan->groups * CPU_CHUNK) &&
 	       zeroed(&scan->dt, (rows + 1) * weights->dt_columns) &&
 	       zeroed(&scan->log_decay, (rows + 1) * weights->dt_columns) &&
-	       zeroed(&scan->out, rows * weights->inner);
+	       allocate_operand(f, &scan->out, weights->inner, scan->heads);
 }
 
 static int allocate(struct cpu_forward *f, struct error *err)
 {
-	const struct cpu_weights *weights = f->weights;
-	const size_t rows = f->slice.capacity;
-	const size_t widest = weights->hidden > weights->inner ? weights->hidden : weights->inner;
-	const size_t number = weights->bfloat16 ? sizeof(uint16_t) : sizeof(float);
+	const size_t hidden = f->weights->hidden;
+	const size_t panels = (hidden + f->kernels->panel - 1) / f->kernels->panel;
 
 	set_scan(f);
-	f->operand_stride = widest + SKEW;
-	f->operand = cpu_memory_zeroed(rows * f->operand_stride * number);
+	f->rows_stride = round_up(f->slice.capacity, CPU_BLOCK);
 	f->scratch_floats = round_up(cpu_scan_scratch(&f->scan), CPU_BLOCK);
-	if (f->scratch_floats < weights->hidden)
-		f->scratch_floats = weights->hidden; /* of store_rows */
-	if (!f->operand || !zeroed(&f->residual, rows * weights->hidden) ||
+	if (f->scratch_floats < hidden)
+		f->scratch_floats = hidden; /* of store_rows */
+	if (!zeroed(&f->residual, f->slice.capacity * hidden) ||
+	    !zeroed(&f->scale, f->device->model->shape.gated_norm_groups * f->rows_stride) ||
 	    !zeroed(&f->scratch, cpu_threads_count(f->threads) * f->scratch_floats) ||
-	    !allocate_scan(&f->scan, weights, rows))
+	    !allocate_operand(f, &f->in, hidden, panels) || !allocate_scan(f))
 		return error_memory(err, "activations");
 	return 0;
 }
@@ -319,7 +312,9 @@ void cpu_forward_free(struct cpu_forward *f)
 		return;
 	cpu_slice_clear(&f->slice);
 	free(f->residual);
-	free(f->operand);
+	free(f->in.data);
+	free(f->in.squares);
+	free(f->scale);
 	free(f->scratch);
 	free(f->scan.in.data);
 	free(f->scan.b);
@@ -329,6 +324,7 @@ void cpu_forward_free(struct cpu_forward *f)
 	free(f->scan.scores);
 	free(f->scan.dt);
 	free(f->scan.log_decay);
-	free(f->scan.out);
+	free(f->scan.out.data);
+	free(f->scan.out.squares);
 	free(f);
 }

@@ -6,9 +6,9 @@
 #define KERNELS(path, lanes, bfloat16)                                                                              \
 	{                                                                                                           \
 		.name = #path, .panel = CPU_PANEL_VECTORS * (lanes), .has_bfloat16 = (bfloat16),                    \
-		.product_float32 = cpu_product_float32_##path, .product_bfloat16 = cpu_product_bfloat16_##path,     \
-		.normalise = cpu_normalise_##path, .normalise_bfloat16 = cpu_normalise_bfloat16_##path,             \
-		.scan_inputs = cpu_scan_inputs_##path, .scan_head = cpu_scan_head_##path                            \
+		.product = cpu_product_##path, .prepare = cpu_prepare_##path, .scale = cpu_scale_##path,            \
+		.normalise = cpu_normalise_##path, .scan_inputs = cpu_scan_inputs_##path,                           \
+		.scan_head = cpu_scan_head_##path                                                                   \
 	}
 
 static const struct cpu_kernels kernels[] = {
@@ -48,7 +48,7 @@ int cpu_kernels_find(const char *name, const struct cpu_kernels **ret_kernels, s
 
 size_t cpu_scan_scratch(const struct cpu_scan *scan)
 {
-	const size_t chunk = CPU_CHUNK * scan->head_dim + CPU_CHUNK * CPU_CHUNK + 2 * CPU_CHUNK +
+	const size_t chunk = CPU_CHUNK * scan->head_dim + CPU_CHUNK * CPU_CHUNK + (2 + CPU_BLOCK) * CPU_CHUNK +
 			     scan->state_size * CPU_CHUNK + scan->state_size * scan->head_dim;
 	const size_t pairs = CPU_CHUNK / 2 * scan->head_dim + scan->state_size / 2 * scan->head_dim;
 

@@ -26,18 +26,36 @@ struct cpu_matrix {
 };
 
 /*
- * A matrix product out = x W + bias, or out += x W + bias, W [k, columns] packed in panels: numbers (k, column) of a
- * panel lie in the order of k, then column.  For bfloat16, of k / 2, then column, then k % 2.
+ * Rows on their way through an RMSNorm into a matrix product: multiplied by the norm's weight, not yet divided by their
+ * root mean square, which the product does.  So whoever makes the rows prepares them for the product as well.
+ */
+struct cpu_operand {
+	void *data;           /* [rows, stride] float32 or bfloat16 */
+	size_t stride;        /* numbers, even */
+	float *squares;       /* [parts, squares_stride]: sums of the squares of parts of each row, before the weight */
+	size_t parts;
+	size_t squares_stride;
+	bool bfloat16;
+};
+
+/*
+ * A matrix product out = bias + sum over groups g of scale[g] x[g] W[g], or out += the same: k consists of equal
+ * groups, which are normalised by themselves.  W [k, columns] is packed in panels: numbers (k, column) of a panel lie in
+ * the order of k, then column; for bfloat16, of k / 2, column, k % 2.
  */
 struct cpu_product {
-	const void *x;       /* [rows, k] float32 or bfloat16 */
-	size_t x_stride;     /* numbers */
-	const void *weights; /* [panels, k, panel] float32 or bfloat16 */
+	const struct cpu_operand *x;
+	const float *scale;  /* [groups, scale_stride], of each row */
+	size_t scale_stride;
+	size_t groups;
+	const void *weights; /* [panels, k, panel] float32 or bfloat16, as x */
 	const float *bias;   /* [columns] */
-	size_t k;            /* a multiple of CPU_BLOCK */
+	size_t k;            /* a multiple of CPU_BLOCK, as k / groups */
 	size_t columns;      /* a multiple of CPU_BLOCK: the last panel's columns beyond it are not stored */
 	struct cpu_matrix out;
 	bool add;
+	struct cpu_operand *next; /* of out's rows, normalised by this weight: a part of squares a panel; or NULL */
+	const float *next_weight; /* [columns] */
 };
 
 /* A run of rows of one stream within a slice, and the stream's cache. */
@@ -71,19 +89,42 @@ struct cpu_scan {
 	const float *d;         /* [heads] */
 	float dt_min, dt_max;
 	bool pairs;             /* products with the SSM state have bfloat16 operands */
+	const float *out_weight; /* [heads, head_dim] of the gated norm */
 	size_t history;         /* the layer's conv state in a cache: [blocks of x, B, C; taps - 1; CPU_BLOCK] */
 	size_t state;           /* and its SSM state: [heads, state_size, head_dim] */
 	const struct cpu_run *runs;
 	const struct cpu_chunk *chunks;
-	struct cpu_matrix in;   /* z, x, B, C, dt: columns of the first product; row_stride CPU_BLOCK */
+	struct cpu_matrix in;   /* columns of the first product: z, x of each head, B, C, dt; row_stride CPU_BLOCK */
 	float *b, *c;           /* [rows, groups, state_size] after the convolution */
 	uint32_t *b_pairs;      /* of each chunk, from its first row on: [rows / 2, groups, state_size] pairs of rows */
 	uint32_t *c_pairs;      /* [rows, groups, state_size / 2] */
 	float *scores;          /* [rows, groups, CPU_CHUNK]: C of the row times B of each row of its chunk */
 	float *dt, *log_decay;  /* [blocks of heads, rows, CPU_BLOCK]: step; sum of a dt from the chunk's start */
 	size_t dt_stride;       /* from block to block */
-	float *out;             /* [rows, heads, head_dim]: y silu(z) */
+	struct cpu_operand out; /* [rows, heads, head_dim]: y silu(z); a part of squares a head */
 };
+
+/* Where columns lie in `in`: their first block. */
+static inline size_t cpu_scan_z(const struct cpu_scan *scan, size_t head)
+{
+	return 2 * head * scan->head_dim / CPU_BLOCK;
+}
+
+static inline size_t cpu_scan_x(const struct cpu_scan *scan, size_t head)
+{
+	return (2 * head + 1) * scan->head_dim / CPU_BLOCK;
+}
+
+/* B of each group, then C of each. */
+static inline size_t cpu_scan_bc(const struct cpu_scan *scan)
+{
+	return 2 * scan->heads * scan->head_dim / CPU_BLOCK;
+}
+
+static inline size_t cpu_scan_dt(const struct cpu_scan *scan)
+{
+	return cpu_scan_bc(scan) + 2 * scan->groups * scan->state_size / CPU_BLOCK;
+}
 
 struct cpu_kernels {
 	const char *name;  /* "avx512bf16", "avx512", "avx2", "plain" */
@@ -91,26 +132,29 @@ struct cpu_kernels {
 	bool has_bfloat16; /* products of bfloat16 are faster than those of float32 */
 
 	/* Rows first ... first + rows - 1 of one panel's columns.  A row's arithmetic is the same whatever rows is. */
-	void (*product_float32)(const struct cpu_product *product, size_t panel, size_t first, size_t rows);
-	void (*product_bfloat16)(const struct cpu_product *product, size_t panel, size_t first, size_t rows);
+	void (*product)(const struct cpu_product *product, size_t panel, size_t first, size_t rows);
+
+	/* x [n] becomes row `row` of an operand, with one part of squares. */
+	void (*prepare)(const float *x, const float *weight, size_t n, struct cpu_operand *operand, size_t row);
 
 	/*
-	 * RMSNorm of one row: x [groups, n], each group divided by the root of its mean square over `count` numbers
-	 * (n without the padding), times weight [groups, n].  out is float32, or bfloat16 pairs for a product.
+	 * The scale of a product's rows: 1 / sqrt(mean square + epsilon) of each of `groups` equal groups of the
+	 * operand's parts, over count numbers.  scale [groups, operand->squares_stride].
 	 */
-	void (*normalise)(const float *x, const float *weight, size_t groups, size_t n, float count, float epsilon,
-			  float *out);
-	void (*normalise_bfloat16)(const float *x, const float *weight, size_t groups, size_t n, float count,
-				   float epsilon, uint16_t *out);
+	void (*scale)(const struct cpu_operand *operand, size_t rows, size_t groups, size_t count, float epsilon,
+		      float *scale);
+
+	/* RMSNorm of one row: x [n], the mean over count numbers (n without the padding), times weight [n]. */
+	void (*normalise)(const float *x, const float *weight, size_t n, size_t count, float epsilon, float *out);
 
 	/* b, c and scores of one chunk and group; with group 0, dt and log_decay of all heads. */
 	void (*scan_inputs)(const struct cpu_scan *scan, size_t chunk, size_t group, float *scratch);
 
 	/*
-	 * All rows of run task / heads and head task % heads: writes out, advances the cache.  scan_inputs of all its
-	 * chunks came before.  The state of task upcoming, which this thread may come to next, is fetched meanwhile.
+	 * All rows of one run and head: writes out, advances the cache.  scan_inputs of all its chunks came before.
+	 * The state at upcoming, which this thread may come to next, is fetched meanwhile.
 	 */
-	void (*scan_head)(const struct cpu_scan *scan, size_t task, size_t upcoming, float *scratch);
+	void (*scan_head)(const struct cpu_scan *scan, size_t run, size_t head, const float *upcoming, float *scratch);
 };
 
 /* Floats of scratch memory that a thread needs for the scan; its contents mean nothing between calls. */
@@ -124,13 +168,13 @@ int cpu_kernels_find(const char *name, const struct cpu_kernels **ret_kernels, s
 #define CPU_NAME_JOIN(name, path) CPU_NAME_PASTE(name, path)
 #define CPU_NAME_PASTE(name, path) name##_##path
 
-#define CPU_DECLARE(path)                                                                                           \
-	void cpu_product_float32_##path(const struct cpu_product *, size_t, size_t, size_t);                        \
-	void cpu_product_bfloat16_##path(const struct cpu_product *, size_t, size_t, size_t);                       \
-	void cpu_normalise_##path(const float *, const float *, size_t, size_t, float, float, float *);             \
-	void cpu_normalise_bfloat16_##path(const float *, const float *, size_t, size_t, float, float, uint16_t *); \
-	void cpu_scan_inputs_##path(const struct cpu_scan *, size_t, size_t, float *);                              \
-	void cpu_scan_head_##path(const struct cpu_scan *, size_t, size_t, float *)
+#define CPU_DECLARE(path)                                                                                      \
+	void cpu_product_##path(const struct cpu_product *, size_t, size_t, size_t);                           \
+	void cpu_prepare_##path(const float *, const float *, size_t, struct cpu_operand *, size_t);           \
+	void cpu_scale_##path(const struct cpu_operand *, size_t, size_t, size_t, float, float *);             \
+	void cpu_normalise_##path(const float *, const float *, size_t, size_t, float, float *);               \
+	void cpu_scan_inputs_##path(const struct cpu_scan *, size_t, size_t, float *);                         \
+	void cpu_scan_head_##path(const struct cpu_scan *, size_t, size_t, const float *, float *)
 
 CPU_DECLARE(avx512bf16);
 CPU_DECLARE(avx512);

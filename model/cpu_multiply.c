@@ -6,7 +6,7 @@
 
 struct work {
 	const struct cpu_product *product;
-	void (*multiply)(const struct cpu_product *product, size_t panel, size_t first, size_t rows);
+	const struct cpu_kernels *kernels;
 	size_t rows, blocks, rows_per_block;
 };
 
@@ -17,8 +17,8 @@ static void multiply_panel(void *arg, size_t task, size_t thread)
 	const size_t left = work->rows - first;
 
 	(void)thread;
-	work->multiply(work->product, task / work->blocks, first,
-		       left < work->rows_per_block ? left : work->rows_per_block);
+	work->kernels->product(work->product, task / work->blocks, first,
+			       left < work->rows_per_block ? left : work->rows_per_block);
 }
 
 static size_t divide_up(size_t n, size_t by)
@@ -27,13 +27,13 @@ static size_t divide_up(size_t n, size_t by)
 }
 
 void cpu_multiply(const struct cpu_kernels *kernels, struct cpu_threads *threads, const struct cpu_product *product,
-		  bool bfloat16, size_t rows)
+		  size_t rows)
 {
 	const size_t panels = divide_up(product->columns, kernels->panel);
 	const size_t blocks = divide_up(TASKS_PER_THREAD * cpu_threads_count(threads), panels);
 	struct work work = {
 		.product = product,
-		.multiply = bfloat16 ? kernels->product_bfloat16 : kernels->product_float32,
+		.kernels = kernels,
 		.rows = rows,
 		.rows_per_block = divide_up(divide_up(rows, blocks), ROWS_PER_TASK) * ROWS_PER_TASK,
 	};

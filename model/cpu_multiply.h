@@ -12,6 +12,6 @@
 
 /* Compute a product for its first `rows` rows.  How the work is divided changes no bit of the result. */
 void cpu_multiply(const struct cpu_kernels *kernels, struct cpu_threads *threads, const struct cpu_product *product,
-		  bool bfloat16, size_t rows);
+		  size_t rows);
 
 #endif

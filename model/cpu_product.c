@@ -7,41 +7,88 @@
 
 #define PANEL ((size_t)TILE_VECS * LANES)
 
-/* out = bias + x W, or out += bias + x W */
-INLINE void multiply_tile(const bool bfloat16, const int rows, const struct cpu_product *product, size_t panel,
-			  size_t first, const char *upcoming)
+/* acc = x W over numbers begin ... end - 1 of k. */
+INLINE void sum_group(tile acc, const bool bfloat16, const int rows, const struct cpu_product *product, size_t panel,
+		      size_t first, size_t begin, size_t end, const char *upcoming)
 {
-	const size_t column = panel * PANEL, k = product->k, stride = product->x_stride;
-	tile acc;
+	const size_t stride = product->x->stride, n = end - begin;
+	const size_t x = first * stride + begin, w = (panel * product->k + begin) * PANEL;
 
-#pragma GCC unroll 8
-	for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
-		for (int v = 0; v < TILE_VECS; v++)
-			acc[r][v] = vec_load(product->bias + column + v * LANES);
 	if (bfloat16)
-		tile_sum_pairs(acc, rows, TILE_VECS, (const uint32_t *)product->x + first * stride / 2, stride / 2, 1,
-			       (const uint32_t *)product->weights + column * k / 2, PANEL, k / 2,
-			       (struct fetch){ upcoming, LANES * sizeof(uint32_t) });
+		tile_sum_pairs(acc, rows, TILE_VECS, (const uint32_t *)product->x->data + x / 2, stride / 2, 1,
+			       (const uint32_t *)product->weights + w / 2, PANEL, n / 2,
+			       (struct fetch){ upcoming + begin * LANES * 2, LANES * 4 });
 	else
-		tile_sum(acc, rows, TILE_VECS, (const float *)product->x + first * stride, stride, 1,
-			 (const float *)product->weights + column * k, PANEL, k,
-			 (struct fetch){ upcoming, LANES * sizeof(float) });
+		tile_sum(acc, rows, TILE_VECS, (const float *)product->x->data + x, stride, 1,
+			 (const float *)product->weights + w, PANEL, n,
+			 (struct fetch){ upcoming + begin * LANES * 4, LANES * 4 });
+}
+
+/* The rows of a tile in out, as the operand of the next product. */
+INLINE void prepare_next(const int rows, const struct cpu_product *product, size_t panel, size_t first)
+{
+	const struct cpu_operand *next = product->next;
+
+	for (size_t r = first; r < first + (size_t)rows; r++) {
+		vec squares = vec_set(0);
+
+		for (size_t c = panel * PANEL; c < (panel + 1) * PANEL && c < product->columns; c += LANES) {
+			const vec a = vec_load(product->out.data + c / CPU_BLOCK * product->out.block_stride +
+					       c % CPU_BLOCK + r * product->out.row_stride);
+
+			squares = vec_fma(a, a, squares);
+			operand_store(next, r, c, a * vec_load(product->next_weight + c));
+		}
+		next->squares[panel * next->squares_stride + r] = vec_sum(squares);
+	}
+}
+
+/* out = bias + scale acc, or out += the same; after the first group, out += scale acc. */
+INLINE void store_tile(tile acc, const int rows, const struct cpu_product *product, size_t panel, size_t first,
+		       size_t group)
+{
+	const float *scale = product->scale + group * product->scale_stride + first;
+	const bool add = product->add || group > 0;
+
 #pragma GCC unroll 3
-	for (int v = 0; v < TILE_VECS; v++) {
-		const size_t c = column + (size_t)v * LANES;
+	for (size_t v = 0; v < TILE_VECS; v++) {
+		const size_t c = panel * PANEL + v * LANES;
 		float *out = product->out.data + c / CPU_BLOCK * product->out.block_stride + c % CPU_BLOCK +
 			     first * product->out.row_stride;
+		vec bias;
 
 		if (c >= product->columns)
 			break;
+		bias = group > 0 ? vec_set(0) : vec_load(product->bias + c);
 #pragma GCC unroll 8
 		for (int r = 0; r < rows; r++, out += product->out.row_stride) {
-			if (product->add)
-				acc[r][v] += vec_load(out);
-			vec_store(out, acc[r][v]);
+			vec a = vec_fma(acc[r][v], vec_set(scale[r]), bias);
+
+			if (add)
+				a += vec_load(out);
+			vec_store(out, a);
 		}
 	}
+}
+
+INLINE void multiply_tile(const bool bfloat16, const int rows, const struct cpu_product *product, size_t panel,
+			  size_t first, const char *upcoming)
+{
+	const size_t k = product->k / product->groups;
+
+	for (size_t group = 0; group < product->groups; group++) {
+		tile acc;
+
+#pragma GCC unroll 8
+		for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+			for (int v = 0; v < TILE_VECS; v++)
+				acc[r][v] = vec_set(0);
+		sum_group(acc, bfloat16, rows, product, panel, first, group * k, (group + 1) * k, upcoming);
+		store_tile(acc, rows, product, panel, first, group);
+	}
+	if (product->next)
+		prepare_next(rows, product, panel, first);
 }
 
 /* Each tile fetches another third of the next panel: whoever comes after the third finds it in the cache. */
@@ -67,12 +114,10 @@ INLINE void multiply_rows(const bool bfloat16, const struct cpu_product *product
 	}
 }
 
-void CPU_NAME(cpu_product_float32)(const struct cpu_product *product, size_t panel, size_t first, size_t rows)
+void CPU_NAME(cpu_product)(const struct cpu_product *product, size_t panel, size_t first, size_t rows)
 {
-	multiply_rows(false, product, panel, first, rows);
-}
-
-void CPU_NAME(cpu_product_bfloat16)(const struct cpu_product *product, size_t panel, size_t first, size_t rows)
-{
-	multiply_rows(true, product, panel, first, rows);
+	if (product->x->bfloat16)
+		multiply_rows(true, product, panel, first, rows);
+	else
+		multiply_rows(false, product, panel, first, rows);
 }

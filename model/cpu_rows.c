@@ -1,46 +1,49 @@
-/* RMSNorm of rows, on the way from float32 activations to the operand of a matrix product. */
-#include <math.h>
+/*
+ * RMSNorm of rows.  Before a product it is folded into what is around it (struct cpu_operand); what is left for here
+ * are the first layer's rows, the scale of the products, and the final hidden states.
+ */
+#include "model/cpu_tile.h"
 
-#include "model/cpu_kernels.h"
-#include "model/cpu_vector.h"
-
-/* 1 / sqrt(mean of x^2 + epsilon) */
-static float inverse_root_mean_square(const float *x, size_t n, float count, float epsilon)
+static float sum_of_squares(const float *x, size_t n)
 {
-	vec even = vec_set(0), odd = vec_set(0);
+	vec sum = vec_set(0);
 
-	for (size_t i = 0; i < n; i += CPU_BLOCK)
-		for (size_t v = 0; v < CPU_BLOCK; v += 2 * LANES) {
-			const vec first = vec_load(x + i + v);
+	for (size_t i = 0; i < n; i += LANES)
+		sum = vec_fma(vec_load(x + i), vec_load(x + i), sum);
+	return vec_sum(sum);
+}
 
-			even = vec_fma(first, first, even);
-			if (v + LANES < CPU_BLOCK) {
-				const vec second = vec_load(x + i + v + LANES);
+void CPU_NAME(cpu_prepare)(const float *x, const float *weight, size_t n, struct cpu_operand *operand, size_t row)
+{
+	for (size_t i = 0; i < n; i += LANES)
+		operand_store(operand, row, i, vec_load(x + i) * vec_load(weight + i));
+	operand->squares[row] = sum_of_squares(x, n);
+}
 
-				odd = vec_fma(second, second, odd);
-			}
+static vec inverse_root(vec squares, size_t count, float epsilon)
+{
+	return vec_set(1) / vec_sqrt(squares / vec_set((float)count) + vec_set(epsilon));
+}
+
+void CPU_NAME(cpu_scale)(const struct cpu_operand *operand, size_t rows, size_t groups, size_t count, float epsilon,
+			 float *scale)
+{
+	const size_t parts = operand->parts / groups, stride = operand->squares_stride;
+
+	for (size_t g = 0; g < groups; g++)
+		for (size_t row = 0; row < rows; row += LANES) {
+			vec squares = vec_set(0);
+
+			for (size_t i = g * parts; i < (g + 1) * parts; i++)
+				squares += vec_load(operand->squares + i * stride + row);
+			vec_store(scale + g * stride + row, inverse_root(squares, count, epsilon));
 		}
-	return 1.0f / sqrtf(vec_sum(even + odd) / count + epsilon);
 }
 
-void CPU_NAME(cpu_normalise)(const float *x, const float *weight, size_t groups, size_t n, float count, float epsilon,
-			     float *out)
+void CPU_NAME(cpu_normalise)(const float *x, const float *weight, size_t n, size_t count, float epsilon, float *out)
 {
-	for (size_t g = 0; g < groups; g++, x += n, weight += n, out += n) {
-		const vec scale = vec_set(inverse_root_mean_square(x, n, count, epsilon));
+	const vec root = inverse_root(vec_set(sum_of_squares(x, n)), count, epsilon);
 
-		for (size_t i = 0; i < n; i += LANES)
-			vec_store(out + i, vec_load(x + i) * scale * vec_load(weight + i));
-	}
-}
-
-void CPU_NAME(cpu_normalise_bfloat16)(const float *x, const float *weight, size_t groups, size_t n, float count,
-				      float epsilon, uint16_t *out)
-{
-	for (size_t g = 0; g < groups; g++, x += n, weight += n, out += n) {
-		const vec scale = vec_set(inverse_root_mean_square(x, n, count, epsilon));
-
-		for (size_t i = 0; i < n; i += LANES)
-			vec_store_bfloat16(out + i, vec_load(x + i) * scale * vec_load(weight + i));
-	}
+	for (size_t i = 0; i < n; i += LANES)
+		vec_store(out + i, vec_load(x + i) * root * vec_load(weight + i));
 }

@@ -12,7 +12,8 @@ static struct cpu_scratch scratch_at(const struct cpu_scan *scan, float *memory)
 	scratch.mix = scratch.x + CHUNK * scan->head_dim;
 	scratch.dt = scratch.mix + CHUNK * CHUNK;
 	scratch.log_decay = scratch.dt + CHUNK;
-	scratch.transposed = scratch.log_decay + CHUNK;
+	scratch.squares = scratch.log_decay + CHUNK;
+	scratch.transposed = scratch.squares + CHUNK * BLOCK;
 	scratch.state = scratch.transposed + scan->state_size * CHUNK;
 	scratch.x_pairs = (uint32_t *)(scratch.state + scan->state_size * scan->head_dim);
 	scratch.state_pairs = scratch.x_pairs + CHUNK / 2 * scan->head_dim;
@@ -22,11 +23,8 @@ static struct cpu_scratch scratch_at(const struct cpu_scan *scan, float *memory)
 /* dt = clamp(softplus(dt + bias)) and log_decay = sum of a dt from the chunk's start, for all heads. */
 static void discretise(const struct cpu_scan *scan, const struct cpu_chunk *chunk, size_t row)
 {
-	const size_t conv_columns = scan->heads * scan->head_dim + 2 * scan->groups * scan->state_size;
-	const size_t dt_block = (scan->heads * scan->head_dim + conv_columns) / BLOCK;
-
 	for (size_t h = 0; h < scan->heads; h += LANES) {
-		const float *in = scan->in.data + (dt_block + h / BLOCK) * scan->in.block_stride;
+		const float *in = scan->in.data + (cpu_scan_dt(scan) + h / BLOCK) * scan->in.block_stride;
 		const size_t column = h / BLOCK * scan->dt_stride + h % BLOCK;
 		const vec bias = vec_load(scan->dt_bias + h), a = vec_load(scan->a + h);
 		vec sum = vec_set(0);
@@ -134,7 +132,18 @@ static void gather(const struct cpu_part *part, const struct cpu_run *run, const
 	for (size_t t = 0; t < chunk->rows; t++) {
 		part->scratch->dt[t] = scan->dt[at + t * BLOCK];
 		part->scratch->log_decay[t] = scan->log_decay[at + t * BLOCK];
+		vec_store(part->scratch->squares + t * BLOCK, vec_set(0));
 	}
+}
+
+/* The lanes of out's squares are added up, for the gated norm. */
+static void sum_squares(const struct cpu_part *part)
+{
+	const struct cpu_operand *out = &part->scan->out;
+
+	for (size_t t = 0; t < part->rows; t++)
+		out->squares[part->head * out->squares_stride + part->row + t] =
+			vec_sum(vec_load(part->scratch->squares + t * BLOCK));
 }
 
 /* A head's columns of x enter its conv state; those of B and C are the business of a group's first head. */
@@ -152,18 +161,12 @@ static void advance_histories(const struct cpu_scan *scan, const struct cpu_run 
 	}
 }
 
-static float *state_of(const struct cpu_scan *scan, size_t run, size_t head)
+void CPU_NAME(cpu_scan_head)(const struct cpu_scan *scan, size_t run_index, size_t head, const float *upcoming,
+			     float *memory)
 {
-	return scan->runs[run].cache + scan->state + head * scan->head_dim * scan->state_size;
-}
-
-void CPU_NAME(cpu_scan_head)(const struct cpu_scan *scan, size_t task, size_t upcoming_task, float *memory)
-{
-	const size_t head = task % scan->heads;
-	const struct cpu_run *run = &scan->runs[task / scan->heads];
+	const struct cpu_run *run = &scan->runs[run_index];
 	const struct cpu_scratch scratch = scratch_at(scan, memory);
-	const float *upcoming = state_of(scan, upcoming_task / scan->heads, upcoming_task % scan->heads);
-	float *cached = state_of(scan, task / scan->heads, head);
+	float *cached = run->cache + scan->state + head * scan->head_dim * scan->state_size;
 	const float *state = cached;
 	size_t whole = 0;
 
@@ -180,6 +183,7 @@ void CPU_NAME(cpu_scan_head)(const struct cpu_scan *scan, size_t task, size_t up
 			CPU_NAME(cpu_chunk_step)(&part, state, next, upcoming);
 		else
 			CPU_NAME(cpu_chunk_scan)(&part, state, next, upcoming);
+		sum_squares(&part);
 		if (next)
 			state = next;
 		if (chunk->keep)

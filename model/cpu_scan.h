@@ -15,6 +15,7 @@ struct cpu_scratch {
 	float *x;              /* [CHUNK, head_dim] after the convolution */
 	float *mix;            /* [CHUNK, CHUNK]: what row t takes of x[s] */
 	float *dt, *log_decay; /* [CHUNK] of one head */
+	float *squares;        /* [CHUNK, BLOCK]: sums of out's squares, lane by lane */
 	float *transposed;     /* [state_size, CHUNK]: B */
 	float *state;          /* [state_size, head_dim], of an unfinished window */
 	uint32_t *x_pairs;     /* [CHUNK / 2, head_dim] */

@@ -65,4 +65,13 @@ INLINE void tile_sum_pairs(tile acc, const int rows, const int vecs, const uint3
 	}
 }
 
+/* A vector of a row of a product's operand, from number `at` on. */
+static inline void operand_store(const struct cpu_operand *operand, size_t row, size_t at, vec a)
+{
+	if (operand->bfloat16)
+		vec_store_bfloat16((uint16_t *)operand->data + row * operand->stride + at, a);
+	else
+		vec_store((float *)operand->data + row * operand->stride + at, a);
+}
+
 #endif

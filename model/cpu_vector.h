@@ -8,6 +8,8 @@
 #ifndef MODEL_CPU_VECTOR_H
 #define MODEL_CPU_VECTOR_H
 
+#include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -26,6 +28,7 @@ static inline vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void vec_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
 static inline vec vec_set(float a) { return _mm512_set1_ps(a); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vec vec_sqrt(vec a) { return _mm512_sqrt_ps(a); }
 static inline vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
 static inline vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
 
@@ -40,6 +43,7 @@ static inline vec vec_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void vec_store(float *p, vec a) { _mm256_storeu_ps(p, a); }
 static inline vec vec_set(float a) { return _mm256_set1_ps(a); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vec vec_sqrt(vec a) { return _mm256_sqrt_ps(a); }
 static inline vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
 static inline vec vec_min(vec a, vec b) { return _mm256_min_ps(a, b); }
 
@@ -66,6 +70,13 @@ static inline void vec_store(float *p, vec a)
 	memcpy(p, &a, sizeof a);
 }
 
+static inline vec vec_sqrt(vec a)
+{
+	for (int i = 0; i < LANES; i++)
+		a[i] = sqrtf(a[i]);
+	return a;
+}
+
 static inline vec vec_select(veci mask, vec a, vec b)
 {
 	return (vec)((mask & (veci)a) | (~mask & (veci)b));
@@ -82,6 +93,9 @@ static inline vec vec_min(vec a, vec b) { return vec_select(a < b, a, b); }
 /* Sum of the lanes, in a fixed order. */
 static inline float vec_sum(vec a)
 {
+#if defined(__AVX512F__)
+	return _mm512_reduce_add_ps(a);
+#else
 	float lane[LANES];
 
 	vec_store(lane, a);
@@ -89,6 +103,7 @@ static inline float vec_sum(vec a)
 		for (size_t i = 0; i < width; i++)
 			lane[i] += lane[i + width];
 	return lane[0];
+#endif
 }
 
 /* acc + a.first * b.first + a.second * b.second, in every lane; a and b are bfloat16 pairs. */
@@ -139,10 +154,16 @@ static inline void vec_store_pairs(uint32_t *dst, vec first, vec second)
 /* Numbers that follow each other in memory: dst [LANES]. */
 static inline void vec_store_bfloat16(uint16_t *dst, vec a)
 {
+#if defined(__AVX512F__)
+	const __m256i narrow = _mm512_cvtepi32_epi16((__m512i)vec_round_bfloat16(a));
+
+	memcpy(dst, &narrow, sizeof narrow);
+#else
 	const veci rounded = vec_round_bfloat16(a);
 
 	for (size_t i = 0; i < LANES; i++)
 		dst[i] = (uint16_t)rounded[i];
+#endif
 }
 
 /*

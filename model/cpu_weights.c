@@ -47,9 +47,17 @@ static size_t *map_append_conv(size_t *map, const struct cpu_weights *weights, c
 	return map_append(map, 2 * shape->n_groups, shape->state_size, weights->state_size, first + shape->d_inner);
 }
 
-void cpu_weights_conv_map(const struct cpu_weights *weights, const struct shape *shape, size_t *ret_from)
+/* z and x of each head together, B, C, then dt up to n columns. */
+static size_t *map_append_in(size_t *map, const struct cpu_weights *weights, const struct shape *shape, size_t n)
 {
-	map_append_conv(ret_from, weights, shape, 0);
+	const size_t x = shape->d_inner, b = x + shape->d_inner, dt = x + shape->conv_dim;
+
+	for (size_t h = 0; h < shape->num_heads; h++) {
+		map = map_append(map, 1, shape->head_dim, weights->head_dim, h * shape->head_dim);
+		map = map_append(map, 1, shape->head_dim, weights->head_dim, x + h * shape->head_dim);
+	}
+	map = map_append(map, 2 * shape->n_groups, shape->state_size, weights->state_size, b);
+	return map_append(map, 1, shape->num_heads, n - weights->inner - weights->conv_columns, dt);
 }
 
 static int make_maps(struct packing *packing, struct error *err)
@@ -62,10 +70,7 @@ static int make_maps(struct packing *packing, struct error *err)
 	packing->in_from = map;
 	if (!map)
 		return error_memory(err, "maps of weights");
-	map = map_append(map, shape->num_heads, shape->head_dim, weights->head_dim, 0);
-	map = map_append_conv(map, weights, shape, shape->d_inner);
-	map = map_append(map, 1, shape->num_heads, in - weights->inner - weights->conv_columns,
-			 shape->d_inner + shape->conv_dim);
+	map = map_append_in(map, weights, shape, in);
 	packing->hidden_from = map;
 	map = map_append(map, 1, shape->hidden_size, out, 0);
 	packing->inner_from = map;

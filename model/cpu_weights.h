@@ -13,7 +13,7 @@
 
 struct cpu_layer {
 	float *norm;          /* [hidden] */
-	void *in_proj;        /* [hidden, in_columns] packed: z, x, B, C, dt */
+	void *in_proj;        /* [hidden, in_columns] packed: z, x of each head, B, C, dt */
 	float *in_proj_bias;  /* [in_columns] */
 	float *conv;          /* [conv_columns / CPU_BLOCK, taps, CPU_BLOCK] */
 	float *conv_bias;     /* [conv_columns] */
@@ -44,11 +44,5 @@ struct cpu_weights {
 int cpu_weights_new(const struct model *model, const struct cpu_kernels *kernels, bool bfloat16,
 		    struct cpu_threads *threads, struct cpu_weights **ret_weights, struct error *err);
 void cpu_weights_free(struct cpu_weights *weights); /* NULL is fine */
-
-/*
- * Where the model keeps the columns x, B, C (conv_columns of them): ret_from [conv_columns] is an index into conv_dim,
- * or SIZE_MAX where a padded column has none.
- */
-void cpu_weights_conv_map(const struct cpu_weights *weights, const struct shape *shape, size_t *ret_from);
 
 #endif

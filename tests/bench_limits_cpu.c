@@ -17,7 +17,7 @@
 #define SUMS 12                       /* independent ones, to hide the latency of an operation, in 16 registers */
 #define WIDE_SUMS 24                  /* in 32 registers */
 #define READ_BYTES ((size_t)512 << 20)
-#define SLICE_ROWS ((size_t)256)      /* as in the forward pass */
+#define SLICE_ROWS 256                /* as in the forward pass */
 
 /* A register loop: STEPS times each sum's operation.  Returns something that depends on all of them. */
 typedef float register_loop(void);
@@ -29,6 +29,7 @@ struct bench_meter {
 	double operations; /* of one register loop */
 	size_t rows;
 	float *x, *out;    /* [SLICE_ROWS, the widest k or columns] */
+	float scale[SLICE_ROWS];
 	float *memory;     /* [READ_BYTES] */
 	volatile float sink;
 };
@@ -167,14 +168,16 @@ static void read_memory(void *arg, size_t task, size_t thread)
 static void multiply(struct bench_meter *meter, const void *weights, const float *bias, size_t k, size_t columns,
 		     size_t rows)
 {
-	const struct cpu_parts *parts = &meter->parts;
-	const size_t stride = (SLICE_ROWS + 1) * CPU_BLOCK;
+	const struct cpu_operand x = {
+		.data = meter->x, .stride = k + CPU_BLOCK, .bfloat16 = meter->parts.weights->bfloat16
+	};
 	const struct cpu_product product = {
-		.x = meter->x, .x_stride = k + CPU_BLOCK, .weights = weights, .bias = bias, .k = k,
-		.columns = columns, .out = { .data = meter->out, .row_stride = CPU_BLOCK, .block_stride = stride }
+		.x = &x, .scale = meter->scale, .groups = 1, .weights = weights, .bias = bias, .k = k,
+		.columns = columns,
+		.out = { meter->out, .row_stride = CPU_BLOCK, .block_stride = (SLICE_ROWS + 1) * CPU_BLOCK },
 	};
 
-	cpu_multiply(parts->kernels, parts->threads, &product, parts->weights->bfloat16, rows);
+	cpu_multiply(meter->parts.kernels, meter->parts.threads, &product, rows);
 }
 
 static void multiply_all(struct bench_meter *meter)
