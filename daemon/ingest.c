@@ -328,6 +328,7 @@ static int place(struct server *server, struct arrival *arrival, struct stream *
 /* --- the types of message --- */
 
 #define HELD 1 /* the message was put aside and will be handled later */
+#define DONE 2 /* nothing is left to do with it */
 
 /* Put the message aside until the stream is loaded, or there is room for it. */
 static int hold(struct server *server, struct arrival *arrival, struct held_list *list, struct error *err)
@@ -349,6 +350,12 @@ static int load(struct server *server, struct arrival *arrival, struct saved *sa
 	return hold(server, arrival, &stream->held, err);
 }
 
+/* Is a message to a closed stream for what its peer still lacks, rather than a new start? */
+static bool goes_on(const struct message *m)
+{
+	return m->type == MESSAGE_OPEN ? m->has_from : m->type == MESSAGE_DATA && m->has_pos && m->pos;
+}
+
 /* The message is for a stream that is not in memory.  0: nor is it known elsewhere. */
 static int find_elsewhere(struct server *server, struct arrival *arrival, struct error *err)
 {
@@ -367,11 +374,13 @@ static int find_elsewhere(struct server *server, struct arrival *arrival, struct
 		return error_set(err, REFUSED_STATE_DAMAGED, "%s", saved->damage);
 	if (draining)
 		saved = NULL; /* its states are those of the life that ends */
-	if (saved && saved->closed && !(type == MESSAGE_OPEN && arrival->message.has_from)) {
-		if (type == MESSAGE_DATA || type == MESSAGE_OPEN || arrival->message.has_got)
-			states_forget(server, saved); /* a new start, or the peer has it all */
+	if (saved && saved->closed && !goes_on(&arrival->message)) {
+		if (type == MESSAGE_CLOSE && arrival->message.has_got)
+			states_forget(server, saved);
 		saved = NULL;
 	}
+	if (!saved && type == MESSAGE_CLOSE && arrival->message.has_got)
+		return DONE; /* the peer has all that it wanted */
 	if (!saved && type != MESSAGE_DATA && type != MESSAGE_OPEN)
 		return error_set(err, REFUSED_CLOSED, "no such stream is open");
 	if (server->phase != SERVER_SERVING)
@@ -404,7 +413,7 @@ static int rewind_stream(struct server *server, struct arrival *arrival, struct 
 	return 0;
 }
 
-/* What stream the message is for: in place, or a detached life that it begins; or HELD. */
+/* What stream the message is for: in place, or a detached life that it begins; or HELD, DONE. */
 static int choose_life(struct server *server, struct arrival *arrival, struct stream **ret_stream, bool *ret_new,
 		       uint64_t *ret_origin, struct error *err)
 {
@@ -448,13 +457,12 @@ static int choose_life(struct server *server, struct arrival *arrival, struct st
  */
 static void note_got(struct server *server, struct stream *stream, const struct message *m, bool reply)
 {
-	bool changed = reply != stream->reply || (m->has_from && m->from < stream->got);
+	uint64_t got = m->has_got ? m->got : m->has_from ? m->from : stream->got;
+	bool changed = reply != stream->reply || (m->type == MESSAGE_OPEN && got < stream->got);
 
 	stream->reply = reply;
-	if (m->has_from)
-		stream->got = m->from;
-	if (m->has_got && m->got > stream->got)
-		stream->got = m->got;
+	if (m->type == MESSAGE_OPEN || got > stream->got)
+		stream->got = got;
 	if (changed)
 		saving_note(server, stream);
 }

@@ -131,6 +131,8 @@ static void give(struct server *server, struct request *request, struct slot *sl
 		refuse(server, request, &error);
 		return;
 	}
+	if (!old && states_find(server, stream->key))
+		states_forget(server, states_find(server, stream->key));
 	stream->phase = STREAM_LOADING;
 	stream_install(server, stream);
 	slot->request = request;

@@ -62,8 +62,8 @@ int64_t resuming_go_on(struct server *server)
 	return INT64_MAX; /* they wait for a slot */
 }
 
-/* The stream is there. */
-static void go_live(struct server *server, struct stream *stream)
+/* The stream is there, and its state on disk. */
+static void go_live(struct server *server, struct stream *stream, bool saved)
 {
 	struct held_list list = stream->held;
 
@@ -71,8 +71,8 @@ static void go_live(struct server *server, struct stream *stream)
 	stream->phase = STREAM_LIVE;
 	stream->changed = false;
 	list_append(&server->idle, &stream->idle);
-	if (!states_find(server, stream->key))
-		saving_note(server, stream); /* it was imported */
+	if (!saved)
+		saving_note(server, stream);
 	server->state_stats.resumed++;
 	if (stream->feeder && stream->feeder->router)
 		list_add(&server->dirty, &stream->dirty);
@@ -170,7 +170,7 @@ void resuming_read(struct server *server, struct slot *slot)
 	if (!task->found) { /* no state is old enough: start from position 0 */
 		states_free_slot(server, slot);
 		recall(server, stream);
-		go_live(server, stream);
+		go_live(server, stream, true);
 		return;
 	}
 	resuming_give(server, stream, slot);
@@ -233,8 +233,9 @@ void resuming_copied(struct server *server, struct slot *slot)
 	states_free_slot(server, slot);
 	if (request)
 		requests_resumed(server, request, stream, &error);
-	if (error.code)
+	if (error.code) {
 		give_up(server, stream, NULL, error.text);
-	else
-		go_live(server, stream);
+		return;
+	}
+	go_live(server, stream, !request);
 }

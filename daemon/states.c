@@ -166,13 +166,21 @@ void states_forget(struct server *server, struct saved *saved)
 	free_saved(server, saved);
 }
 
+void states_begun(struct server *server, const struct stream *stream)
+{
+	struct saved *saved = states_find(server, stream->key);
+
+	if (saved && saved->closed)
+		states_forget(server, saved);
+}
+
 void states_closed(struct server *server, struct stream *stream)
 {
 	struct saved *saved = states_find(server, stream->key);
 
 	if (!saved)
 		return;
-	if (!stream->reply || stream->got >= stream->next || stream->after) {
+	if (!stream->reply || stream->after) {
 		states_forget(server, saved);
 		return;
 	}

@@ -101,7 +101,10 @@ struct saved *states_get(struct server *server, const char key[HASH_TEXT]); /* f
 /* Remove a stream's states from disk and forget it. */
 void states_forget(struct server *server, struct saved *saved);
 
-/* The life ended by a close: forget its states, or keep them while its peer may still lack hidden states. */
+/* A life begins: what was kept of a closed one before it is no longer needed. */
+void states_begun(struct server *server, const struct stream *stream);
+
+/* The life ended by a close: forget its states, or keep them while its peer may still lack hidden states or the end. */
 void states_closed(struct server *server, struct stream *stream);
 
 /* The position before which rows of the stream never have to be sent again. */

@@ -223,6 +223,7 @@ void stream_install(struct server *server, struct stream *stream)
 	table_insert(&server->streams, &stream->entry);
 	if (stream->phase == STREAM_LIVE)
 		list_append(&server->idle, &stream->idle);
+	states_begun(server, stream);
 	if (stream->epoch)
 		saving_note(server, stream); /* a restart must not bring the epoch before back */
 	if (!old) {

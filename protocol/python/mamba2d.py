@@ -45,6 +45,7 @@ _SENT_AS = {"float64": "float32", "int64": "int32"}
 _HEARTBEAT_MS = 2000  # between pings; a peer that misses them for three times as long counts as gone
 _BACK_OFF = 0.05      # seconds to let refusals arrive before sending again
 _MAKE_ROOM = 1.0      # seconds without credit after which unfinished windows are flushed, to have some back
+_MESSAGES = 1000      # most that are taken in before the connection is looked at again
 
 
 class Refused(Exception):
@@ -123,8 +124,8 @@ class _Stream:
 
     The rows before position `given` came from the caller, those before `sent` have been sent on this connection, and
     those before `next` were accepted by the daemon, which has published the hidden states before `done` and may still
-    ask for rows from `durable` on: so from there on they are kept.  The caller has, or gave up, all hidden states
-    before `got`.
+    ask for rows from `durable` on: so from there on they are kept.  All hidden states before `got` are here; those
+    before `wanted` the caller has, or gave up, so that they are never asked for again, not even by another process.
     """
 
     def __init__(self, name, epoch, reply):
@@ -151,7 +152,7 @@ class _Stream:
             rows, dtype = self.kept[n - 1]
             self.kept[n - 1] = rows[:position - self.starts[n - 1]], dtype
         del self.starts[n:], self.kept[n:]
-        self.given = self.got = position
+        self.given = self.got = self.wanted = position
         self.finish, self.finish_sent, self.adopting = None, True, False
 
     def append(self, rows, dtype, finish, t=None):
@@ -429,13 +430,16 @@ class Client:
 
     def _forget(self, streams):
         for s in streams:
+            if s.reply:
+                s.got = s.wanted = s.given
+                self._send(s, {"type": "close"})
             del self._streams[s.name]
             self._ended.add(s.name)
 
     def _send(self, s, header, payload=()):
         header = {"v": VERSION, "epoch": s.epoch, **header}
         if s.reply and not s.adopting:
-            header["got"] = s.got
+            header["got"] = min(s.got, s.wanted)
         self._socket.send_multipart([s.name, msgpack.packb(header), *payload], copy=False)
 
     def _open(self, s):
@@ -481,15 +485,18 @@ class Client:
     def _receive(self, seconds):
         """Take what has arrived, waiting so long for the first of it; returns whether there was anything."""
         ready = dict(self._poller.poll(seconds * 1000))
+        messages = []
         try:
-            while self._socket in ready:
-                name, header, *payload = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-                self._on_message(name.bytes, msgpack.unpackb(header.buffer), payload)
+            while self._socket in ready and len(messages) < _MESSAGES:
+                messages.append(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
         except zmq.Again:
             pass
-        if self._lost in ready:
+        if self._lost.poll(0):  # some of the messages may be for the new peer that we have become; all come again
             self._connect()
-        return self._socket in ready
+            return False
+        for name, header, *payload in messages:
+            self._on_message(name.bytes, msgpack.unpackb(header.buffer), payload)
+        return bool(messages)
 
     def _on_message(self, name, header, payload):
         s = self._streams.get(name)

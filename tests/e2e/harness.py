@@ -93,12 +93,13 @@ class Daemon:
         self.log_path = os.path.join(self.folder, "log")
         self.context = zmq.Context()
         self.process = None
+        self.environment = {}  # more variables, for the next start
         self.start()
 
     def start(self):
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen([MAMBA2D, *settings_arguments(self.settings)], stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=log)
+                                            stdout=log, stderr=log, env={**os.environ, **self.environment})
         try:
             self.ask("status")
         except BaseException:
