@@ -51,22 +51,20 @@ e2e() {
 		timeout 1200 /usr/bin/python3 -m pytest -q tests/e2e "$@"
 }
 
-# Without those of AVX-512, which valgrind does not know, and check_cpu's long comparisons of random choppings; the
-# sanitizers see both.
+# Without those of AVX-512, which valgrind does not know, and the long comparisons of check_cpu, which would take it
+# most of an hour; the sanitizers see both.  A test that exits with 77 has nothing to test on this machine.
 unit_tests_in_valgrind() {
-	tests=$(find build-tests/gcc/tests -name "check_*" ! -name "*avx512*" -type f -executable)
+	tests=$(find build-tests/gcc/tests -name "check_*" ! -name "*avx512*" ! -name "*determinism" -type f -executable)
 	for test in $tests; do
-		cases=all
+		unset CK_RUN_CASE
 		if [ "${test##*/}" = check_cpu ]; then
-			cases="golden device"
+			export CK_RUN_CASE=device
 		fi
-		for case in $cases; do
-			if [ "$case" != all ]; then
-				export CK_RUN_CASE="$case"
-			fi
-			CK_FORK=no valgrind --quiet --error-exitcode=9 --leak-check=full "$test" || return
-			unset CK_RUN_CASE
-		done
+		status=0
+		CK_FORK=no valgrind --quiet --error-exitcode=9 --leak-check=full "$test" || status=$?
+		if [ "$status" != 0 ] && [ "$status" != 77 ]; then
+			return "$status"
+		fi
 	done
 }
 
@@ -75,7 +73,8 @@ shell_scripts() {
 }
 
 mkdir -p build-tests
-export ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1
+# a small quarantine: there are tests that measure the daemon's memory
+export ASAN_OPTIONS=detect_stack_use_after_return=1:quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1
 
 stage "shell scripts" shell_scripts
 stage "build with gcc" build gcc
