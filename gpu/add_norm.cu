@@ -11,7 +11,7 @@ extern "C" {
  * norm's scale is one number a row, so it may as well be applied behind out_proj: here.
  */
 #define MAX_THREADS 512
-#define MAX_VECTORS 8
+#define MAX_VECTORS 4
 
 static __device__ void output8(char *plane, enum dtype dtype, size_t row, int hidden, int c, const float v[8])
 {
@@ -64,16 +64,41 @@ static __device__ float gated_scale(const struct add_norm &a, const struct layou
 	return rsqrtf(warp_sum(sum) / l.inner + l.norm_epsilon);
 }
 
+/* A thread's columns of a row: the residual stream so far, and the mixer's output. */
+template <typename T, int VECTORS> struct row_columns {
+	float stream[VECTORS][8];
+	__align__(16) T mixer[VECTORS][8];
+};
+
+template <typename T, int VECTORS>
+static __device__ void load_row(const struct add_norm &a, const struct layout &l, const float *from, size_t row,
+				struct row_columns<T, VECTORS> &v)
+{
+#pragma unroll
+	for (int k = 0; k < VECTORS; k++) {
+		size_t c = 8 * (threadIdx.x + k * blockDim.x), at = row * l.hidden_cols + c;
+
+		if (c >= l.hidden_cols)
+			continue;
+		load8(from + at, v.stream[k]);
+		if (a.mixer)
+			copy8((const T *)a.mixer + at, v.mixer[k]);
+	}
+}
+
 template <typename T, int VECTORS>
 static __global__ void __launch_bounds__(MAX_THREADS)
 add_norm_rows(const struct layout l, const struct add_norm a, const struct batch_view *batch)
 {
 	__shared__ float shared[2][MAX_THREADS / 32];
 	const float *from = a.from_input ? batch->input : a.residual;
-	int turn = 0;
+	struct row_columns<T, VECTORS> ahead;
+	int rows = batch->rows, turn = 0;
 
-	for (size_t row = blockIdx.x; row < batch->rows; row += gridDim.x, turn ^= 1) {
-		float v[VECTORS][8], mixer[VECTORS][8], other[8], scale = 1.0f, sum = 0.0f;
+	if (blockIdx.x < rows)
+		load_row<T, VECTORS>(a, l, from, blockIdx.x, ahead);
+	for (int row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
+		float v[VECTORS][8], other[8], scale = a.squares ? gated_scale(a, l, row) : 1.0f, sum = 0.0f;
 
 #pragma unroll
 		for (int k = 0; k < VECTORS; k++) {
@@ -81,27 +106,18 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 
 			if (c >= l.hidden_cols)
 				continue;
-			load8(from + row * l.hidden_cols + c, v[k]);
-			if (a.mixer)
-				load8((const T *)a.mixer + row * l.hidden_cols + c, mixer[k]);
-		}
-		if (a.squares)
-			scale = gated_scale(a, l, row);
-#pragma unroll
-		for (int k = 0; k < VECTORS; k++) {
-			int c = 8 * (threadIdx.x + k * blockDim.x);
-
-			if (c >= l.hidden_cols)
-				continue;
+			for (int i = 0; i < 8; i++)
+				v[k][i] = ahead.stream[k][i];
 			if (a.mixer) {
+				load8(ahead.mixer[k], other);
 				for (int i = 0; i < 8; i++)
-					v[k][i] = fmaf(mixer[k][i], scale, v[k][i]);
+					v[k][i] = fmaf(other[i], scale, v[k][i]);
 				if (a.bias) {
 					load8(a.bias + c, other);
 					for (int i = 0; i < 8; i++)
 						v[k][i] += other[i];
 				}
-				store8(a.residual + row * l.hidden_cols + c, v[k]);
+				store8(a.residual + (size_t)row * l.hidden_cols + c, v[k]);
 			}
 			for (int i = 0; i < 8; i++)
 				sum = fmaf(v[k][i], v[k][i], sum);
@@ -109,6 +125,8 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 				output8(plane_of(a, l, batch->output, a.stream_plane), a.output_dtype, row, l.hidden,
 					c, v[k]);
 		}
+		if (row + gridDim.x < rows)
+			load_row<T, VECTORS>(a, l, from, row + gridDim.x, ahead);
 		scale = rsqrtf(block_sum(sum, shared[turn]) / l.hidden + l.norm_epsilon);
 #pragma unroll
 		for (int k = 0; k < VECTORS; k++) {
@@ -120,7 +138,7 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 			for (int i = 0; i < 8; i++)
 				v[k][i] = v[k][i] * scale * other[i];
 			if (a.normed)
-				store8((T *)a.normed + row * l.hidden_cols + c, v[k]);
+				store8((T *)a.normed + (size_t)row * l.hidden_cols + c, v[k]);
 			if (a.normed_plane >= 0)
 				output8(plane_of(a, l, batch->output, a.normed_plane), a.output_dtype, row, l.hidden,
 					c, v[k]);
@@ -130,12 +148,13 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 
 template <typename T>
 static void launch(const struct layout *l, const struct add_norm *a, const struct batch_view *batch, size_t rows,
-		   cudaStream_t stream)
+		   int processors, cudaStream_t stream)
 {
 	int eights = l->hidden_cols / 8, warps = (eights + 31) / 32;
 	int threads = warps * 32 < MAX_THREADS ? warps * 32 : MAX_THREADS;
 	int vectors = (eights + threads - 1) / threads;
-	unsigned blocks = rows < 1u << 20 ? (unsigned)rows : 1u << 20;
+	size_t resident = (size_t)processors * (size_t)(1024 / threads); /* the registers hold no more */
+	unsigned blocks = (unsigned)(rows < resident ? rows : resident);
 
 	if (vectors == 1)
 		add_norm_rows<T, 1><<<blocks, threads, 0, stream>>>(*l, *a, batch);
@@ -146,11 +165,11 @@ static void launch(const struct layout *l, const struct add_norm *a, const struc
 }
 
 cudaError_t add_norm(const struct layout *layout, const struct add_norm *args, bool to_bfloat16,
-		     const struct batch_view *batch, size_t rows, cudaStream_t stream)
+		     const struct batch_view *batch, size_t rows, int processors, cudaStream_t stream)
 {
 	if (to_bfloat16)
-		launch<bfloat16>(layout, args, batch, rows, stream);
+		launch<bfloat16>(layout, args, batch, rows, processors, stream);
 	else
-		launch<float>(layout, args, batch, rows, stream);
+		launch<float>(layout, args, batch, rows, processors, stream);
 	return cudaGetLastError();
 }

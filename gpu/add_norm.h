@@ -21,6 +21,6 @@ struct add_norm {
 };
 
 cudaError_t add_norm(const struct layout *layout, const struct add_norm *args, bool bfloat16,
-		     const struct batch_view *batch, size_t rows, cudaStream_t stream);
+		     const struct batch_view *batch, size_t rows, int processors, cudaStream_t stream);
 
 #endif

@@ -1,8 +1,10 @@
 /*
- * Device code that the chunk kernels share: where numbers lie, the convolution, and y of a chunk.
+ * Device code that the chunk kernels share: where numbers lie, and the convolution.
  *
- * Within 16 columns of x, B and C, numbers lie in the order in which lanes hold them as operands and accumulators:
- * column 4 q + 2 t + e at place 8 t + 2 q + e (q < 4; t, e < 2).  So a lane's share of a row is four neighbours.
+ * Tiles that tensor cores multiply are made of cores, 8 rows of 8 numbers (16 bytes) one after another: neither ldmatrix
+ * nor wgmma then meets a bank twice.  Within 16 columns of x, B and C, numbers lie in the order in which lanes hold them
+ * as operands and accumulators: column 4 q + 2 t + e at place 8 t + 2 q + e (q < 4; t, e < 2).  So a lane's share of a
+ * row is four neighbours.
  */
 #ifndef GPU_CHUNK_CUH
 #define GPU_CHUNK_CUH
@@ -13,6 +15,7 @@ extern "C" {
 #include "gpu/tile.cuh"
 
 #define BLOCK_THREADS (32 * BLOCK_SLICES)
+#define BLOCK_COLUMNS (SLICE * BLOCK_SLICES)
 #define TAPS 4
 #define SCORE_TILE 256 /* numbers of a tile of scores */
 
@@ -34,13 +37,18 @@ static __device__ inline int tiles_of(int edge)
 	return edge * (edge + 1) / 2;
 }
 
+/* Where a row's place lies in a tile of so many places. */
+static __device__ inline int core_place(int row, int place, int places)
+{
+	return (row / 8 * (places / 8) + place / 8) * 64 + row % 8 * 8 + place % 8;
+}
+
 /* A chunk's B (which = 0) or C (1). */
 static __device__ inline bfloat16 *bc_of(const struct chunk_params &a, const struct chunk_view &k, int group, int which)
 {
-	size_t tile = 16 * (a.layout.state + BC_PAD);
+	size_t unit = 2 * ((size_t)k.unit * a.layout.groups + group * edge_of(k)) + which * edge_of(k);
 
-	return (bfloat16 *)a.buffers.bc +
-	       (2 * ((size_t)k.unit * a.layout.groups + group * edge_of(k)) + which * edge_of(k)) * tile;
+	return (bfloat16 *)a.buffers.bc + unit * 16 * a.layout.state;
 }
 
 static __device__ inline float *scores_of(const struct chunk_params &a, const struct chunk_view &k, int group)
@@ -56,7 +64,7 @@ static __device__ inline float *steps_of(const struct chunk_params &a, const str
 
 static __device__ inline bfloat16 *x_of(const struct chunk_params &a, int chunk, int slice)
 {
-	return (bfloat16 *)a.buffers.x + ((size_t)chunk * (a.layout.inner / SLICE) + slice) * X_TILE;
+	return (bfloat16 *)a.buffers.x + ((size_t)chunk * (a.layout.inner / SLICE) + slice) * CHUNK_ROWS * SLICE;
 }
 
 static __device__ inline uint4 *states_of(const struct chunk_params &a, int chunk, int slice)
@@ -77,31 +85,20 @@ static __device__ inline float *state_of(const struct chunk_params &a, const str
 	       (size_t)slice * SLICE * a.layout.state;
 }
 
-/*
- * Where a row's place lies in a slice's tile of x.  Rows of 32 bytes, the halves of every second four swapped, and 16
- * bytes behind every eight: neither ldmatrix nor eight lanes that are eight rows apart meet on a bank.
- */
-static __device__ inline int x_place(int row, int place)
-{
-	return row / 8 * 136 + row % 8 * 16 + ((place / 8) ^ (row / 4 % 2)) * 8 + place % 8;
-}
-
-/* Tile rows 16 j on as right operands of a product over rows: (r0, r1) places 0 to 7, (r2, r3) places 8 to 15. */
+/* A slice's rows 16 j on as right operands of a product over rows: (r0, r1) places 0 to 7, (r2, r3) places 8 to 15. */
 static __device__ inline void load_x(const bfloat16 *x, int j, uint32_t r[4])
 {
 	int lane = threadIdx.x % 32;
 
-	tile_load_transposed(r, x + x_place(16 * j + lane % 16, lane / 16 * 8));
+	tile_load_transposed(r, x + core_place(16 * j + lane % 16, lane / 16 * 8, SLICE));
 }
 
-/* The same as a left operand [place, row], each row times its weight. */
-static __device__ inline void load_weighted_x(const bfloat16 *x, const float *weight, int j, uint32_t left[4])
+/* Such rows, of any 16 places, as a left operand [place, row], each row times its weight: 16 from weight on. */
+static __device__ inline void weigh(const uint32_t (&r)[4], const float *weight, uint32_t (&left)[4])
 {
 	int q = threadIdx.x % 4 * 2;
-	float2 low = *(const float2 *)(weight + 16 * j + q), high = *(const float2 *)(weight + 16 * j + 8 + q);
-	uint32_t r[4];
+	float2 low = *(const float2 *)(weight + q), high = *(const float2 *)(weight + 8 + q);
 
-	load_x(x, j, r);
 	left[0] = pack2(first_of(r[0]) * low.x, second_of(r[0]) * low.y);
 	left[1] = pack2(first_of(r[2]) * low.x, second_of(r[2]) * low.y);
 	left[2] = pack2(first_of(r[1]) * high.x, second_of(r[1]) * high.y);
@@ -133,27 +130,66 @@ template <int COUNT> static __device__ inline void shift(float (&rows)[TAPS][COU
 			rows[tap][i] = rows[tap + 1][i];
 }
 
-/*
- * A slice's state in registers: h[u] is the accumulator of 16 places p and n 8 u to 8 u + 7.  As the right operand of a
- * product over n, 16 v on, it gives two: (x, y) for places 0 to 7, (z, w) for places 8 to 15.
- */
-template <int N> static __device__ inline uint4 state_operand(const float (&h)[N / 8][4], int v)
-{
-	const float *even = h[2 * v], *odd = h[2 * v + 1];
-
-	return make_uint4(pack2(even[0], even[1]), pack2(odd[0], odd[1]), pack2(even[2], even[3]),
-			  pack2(odd[2], odd[3]));
-}
-
-template <int N> static __device__ inline uint4 state_operand(const uint4 (&h)[N / 16], int v)
-{
-	return h[v];
-}
-
 /* Which of a slice's columns an accumulator's row g (0 .. 7) of either half is. */
 static __device__ inline int slice_column(int g, int half)
 {
 	return g / 2 * 4 + 2 * half + g % 2;
+}
+
+/* A chunk's steps, packed for its rows: a plane of one of several heads. */
+static __device__ inline const float *step_plane(const float *steps, int head, int rows, enum step_plane plane)
+{
+	return steps + (head * STEP_PLANES + plane) * rows;
+}
+
+/*
+ * Tile (i, j) of the scores with the decay from each column's row to each row's, and dt; on the diagonal nothing right
+ * of it, and D added on it: a left operand.
+ */
+static __device__ inline uint4 masked_tile(const float *scores, const float *since, const float *source, float d,
+					   int i, int j)
+{
+	int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4 * 2;
+	float v[2][2][2]; /* half of the columns, half of the rows, column */
+	uint32_t left[4];
+
+	*(float4 *)v[0] = *(const float4 *)(scores + (tiles_of(i) + j) * SCORE_TILE + lane * 4);
+	*(float4 *)v[1] = *(const float4 *)(scores + (tiles_of(i) + j) * SCORE_TILE + 128 + lane * 4);
+#pragma unroll
+	for (int half = 0; half < 2; half++) {
+		float2 from = *(const float2 *)(source + 16 * j + 8 * half + q);
+
+#pragma unroll
+		for (int row = 0; row < 2; row++) {
+			float end = since[16 * i + 8 * row + g];
+			int right = 8 * half + q - (8 * row + g); /* of the diagonal */
+
+			v[half][row][0] *= fast_exp2(end - from.x);
+			v[half][row][1] *= fast_exp2(end - from.y);
+			if (i == j) {
+				v[half][row][0] = right > 0 ? 0.0f : right == 0 ? v[half][row][0] + d : v[half][row][0];
+				v[half][row][1] = right + 1 > 0 ? 0.0f : right + 1 == 0 ? v[half][row][1] + d : v[half][row][1];
+			}
+			left[2 * half + row] = pack2(v[half][row][0], v[half][row][1]);
+		}
+	}
+	return make_uint4(left[0], left[1], left[2], left[3]);
+}
+
+/* Four columns of a row, gated; returns the sum of their squares. */
+static __device__ inline float gate4(const float *y, uint2 z, float (&gated)[4])
+{
+	gated[0] = y[0] * fast_silu(first_of(z.x));
+	gated[1] = y[1] * fast_silu(second_of(z.x));
+	gated[2] = y[2] * fast_silu(first_of(z.y));
+	gated[3] = y[3] * fast_silu(second_of(z.y));
+	return fmaf(gated[3], gated[3], fmaf(gated[2], gated[2], fmaf(gated[1], gated[1], gated[0] * gated[0])));
+}
+
+/* Four gated columns, times the norm's weight, as they are stored. */
+static __device__ inline uint2 weighted4(const float (&gated)[4], float4 weight)
+{
+	return make_uint2(pack2(gated[0] * weight.x, gated[1] * weight.y), pack2(gated[2] * weight.z, gated[3] * weight.w));
 }
 
 #endif

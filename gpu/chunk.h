@@ -11,23 +11,21 @@
 #include "gpu/kernel.h"
 #include "gpu/weights.h"
 
-#define SLICE 16           /* neighbouring columns of x, of one head: what a warp works on */
-#define BLOCK_SLICES 8     /* of one group: what a block works on */
+#define SLICE 16            /* neighbouring columns of x, of one head: what a warp works on */
+#define GROUP_COLUMNS 64    /* what four warps work on, and for which a row's sum of squares is told */
+#define BLOCK_SLICES 8      /* of one group of B and C: what a block works on */
 #define CHUNK_MIN_WINDOW 16 /* below it the scan is quicker */
 #define CHUNK_HEADS(state) ((state) == 128 ? 2 : 4) /* most heads of a block: what its shared memory holds */
 
-#define X_TILE 1088 /* numbers of a slice of x in a whole chunk: 8 rows of 16, then 8 that keep off one bank */
-#define BC_PAD 8    /* likewise behind each row of B and C */
-
 struct chunk_buffers {
 	const void *proj; /* [rows, proj_cols] bfloat16: in_proj's output */
-	void *bc;         /* [groups, 2, 16 edge, state + BC_PAD] bfloat16 for each chunk: B and C behind the silu */
+	void *bc;         /* [groups, 2, 16 edge, state] bfloat16 for each chunk: B and C behind the silu, in cores */
 	float *scores;    /* [groups, tiles, 2, 32, 4] for each chunk: C B^T's tiles on and below the diagonal */
 	float *steps;     /* [heads, 4, 16 edge] for each chunk: see enum step_plane */
-	void *x;          /* [chunks, slices, X_TILE] bfloat16: x behind the silu; only for chunk_states and _outputs */
+	void *x;          /* [chunks, slices, 64, SLICE] bfloat16, in cores: x likewise; only where with_x */
 	void *states;     /* [chunks, slices, state / 16, 32] uint4 of bfloat16: the state before each chunk */
 	void *gated;      /* [rows, inner_cols] bfloat16: y * silu(z) * gated_norm, not yet scaled */
-	float *squares;   /* [rows, chunk_blocks]: sums of (y * silu(z))^2 over a block's columns */
+	float *squares;   /* [rows, inner / GROUP_COLUMNS]: sums of (y * silu(z))^2 */
 };
 
 /* Of each row and head, where l is the log2 of the decay since the chunk's start. */
@@ -52,10 +50,11 @@ cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weight
 			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
 			  size_t chunks, cudaStream_t stream);
 
-/* Whole segments, one chunk after another, the state on chip. */
+/* Whole segments, one chunk after another, the state on chip.  For compute capability 9.0 and heads of 64. */
+bool chunk_segments_serves(const struct layout *layout, int major, int minor);
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
 			   const struct chunk_buffers *buffers, const struct batch_view *batch, size_t segments,
-			   cudaStream_t stream);
+			   int processors, cudaStream_t stream);
 
 /* The same bits in two steps, for a few long segments: the states before each chunk, then all chunks at once. */
 cudaError_t chunk_states(const struct layout *layout, int layer, const struct chunk_buffers *buffers,

@@ -10,7 +10,19 @@
 #define WARP_ROWS 16
 #define X_COLUMNS 256
 #define STEP_HEADS 32
-#define MAX_STATE 128
+
+/*
+ * Four rows of warps meet in shared memory, to leave together: 256 columns in cores, as chunk.cuh orders them, but
+ * further apart, which keeps the lanes of a warp off one bank.
+ */
+#define CORE_PITCH 72                          /* numbers from a core to its neighbour */
+#define CORES_PITCH (X_COLUMNS / 8 * CORE_PITCH + 8) /* and to the next eight rows */
+typedef bfloat16 staging[CHUNK_ROWS / 8 * CORES_PITCH];
+
+static __device__ int staged(int row, int core)
+{
+	return row / 8 * CORES_PITCH + core * CORE_PITCH + row % 8 * 8;
+}
 
 /* A lane's share of the convolution: four columns of 256, from lane_column on, in 16 rows of 64, from lane_row on. */
 struct conv_lane {
@@ -95,39 +107,59 @@ static __device__ void keep_conv(const struct chunk_params &a, const struct segm
 	}
 }
 
-static __device__ void prepare_x(const struct chunk_params &a, const struct segment_view &s, const struct chunk_view &k,
-				 int chunk, int part)
+/* Convolve the lane's columns, c on, to their places behind the 16 columns' core. */
+static __device__ void convolve_to(const struct chunk_params &a, const struct segment_view &s,
+				   const struct chunk_view &k, int c, bfloat16 *tile)
 {
-	int c = part * X_COLUMNS + lane_column(), from = lane_row();
+	int from = lane_row(), core = lane_column() / 16 * 2, place = c % 16 / 2;
 	struct conv_lane lane;
 
-	if (c >= a.layout.inner)
-		return;
 	conv_begin(a, s, k, c, lane);
-	bfloat16 *to = x_of(a, chunk, c / SLICE);
 #pragma unroll
 	for (int i = 0; i < WARP_ROWS; i++) {
 		uint32_t pairs[2];
 
 		conv_next(lane, i, from + i < k.rows, pairs);
-#pragma unroll
-		for (int t = 0; t < 2; t++)
-			*(uint32_t *)(to + x_place(from + i, 8 * t + c % 16 / 2)) = pairs[t];
+		*(uint32_t *)(tile + staged(from + i, core) + place) = pairs[0];
+		*(uint32_t *)(tile + staged(from + i, core + 1) + place) = pairs[1];
 	}
-	keep_conv(a, s, chunk, c);
+}
+
+/* Copy eights of rows and `cores` cores of each, from core `first` on, to where they lie close together. */
+static __device__ void leave(const bfloat16 *tile, int first, int cores, int eights, bfloat16 *to)
+{
+	for (int i = threadIdx.x; i < eights * cores * 8; i += 32 * WARPS)
+		*(uint4 *)(to + 8 * i) =
+			*(const uint4 *)(tile + staged(i / (8 * cores) * 8 + i % 8, first + i / 8 % cores));
+}
+
+static __device__ void prepare_x(const struct chunk_params &a, const struct segment_view &s, const struct chunk_view &k,
+				 int chunk, int part, bfloat16 *tile)
+{
+	int c = part * X_COLUMNS + lane_column();
+	int slices = min(X_COLUMNS, a.layout.inner - part * X_COLUMNS) / SLICE;
+
+	if (c < a.layout.inner && lane_row() < 16 * edge_of(k)) {
+		convolve_to(a, s, k, c, tile);
+		keep_conv(a, s, chunk, c);
+	}
+	__syncthreads();
+	for (int i = 0; i < slices; i++)
+		leave(tile, 2 * i, 2, 2 * edge_of(k), x_of(a, chunk, part * X_COLUMNS / SLICE + i));
+	__syncthreads();
 }
 
 /* Tile (i, j) of C B^T; a lane leaves its 8 numbers as it holds them. */
-static __device__ void score(const bfloat16 *b, const bfloat16 *c, int state, int i, int j, float *to)
+static __device__ void score(const bfloat16 *tile, int state, int i, int j, float *to)
 {
-	int lane = threadIdx.x % 32, pitch = state + BC_PAD;
+	int lane = threadIdx.x % 32, c = state / 8; /* C's first core */
 	float sum[2][4] = { { 0.0f } };
 
-	for (int n = 0; n < state; n += 16) {
+	for (int n = 0; n < state / 8; n += 2) {
 		uint32_t left[4], right[4];
 
-		tile_load(left, c + (16 * i + lane % 16) * pitch + n + lane / 16 * 8);
-		tile_load(right, b + (16 * j + lane % 8 + lane / 16 * 8) * pitch + n + lane / 8 % 2 * 8);
+		tile_load(left, tile + staged(16 * i + lane % 16, c + n + lane / 16));
+		tile_load(right, tile + staged(16 * j + lane % 8 + lane / 16 * 8, n + lane / 8 % 2));
 		tile_product(sum[0], left, right[0], right[1]);
 		tile_product(sum[1], left, right[2], right[3]);
 	}
@@ -136,38 +168,23 @@ static __device__ void score(const bfloat16 *b, const bfloat16 *c, int state, in
 }
 
 static __device__ void prepare_bc(const struct chunk_params &a, const struct segment_view &s,
-				  const struct chunk_view &k, int chunk, int group)
+				  const struct chunk_view &k, int chunk, int group, bfloat16 *tile)
 {
-	__shared__ __align__(16) bfloat16 shared[2][CHUNK_ROWS * (MAX_STATE + BC_PAD)];
 	const struct layout &l = a.layout;
-	int edge = edge_of(k), from = lane_row(), pitch = l.state + BC_PAD;
-	int n = lane_column() % l.state, which = lane_column() / l.state; /* 0: B, 1: C */
-	int c = l.inner_cols + (which * l.groups + group) * l.state + n;
-	struct conv_lane lane;
+	int edge = edge_of(k), which = lane_column() / l.state; /* 0: B, 1: C */
+	int c = l.inner_cols + (which * l.groups + group) * l.state + lane_column() % l.state;
 
-	if (which < 2 && from < 16 * edge) {
-		bfloat16 *to = bc_of(a, k, group, which);
-
-		conv_begin(a, s, k, c, lane);
-#pragma unroll
-		for (int i = 0; i < WARP_ROWS; i++) {
-			int at = (from + i) * pitch + n / 16 * 16 + n % 16 / 2;
-			uint32_t pairs[2];
-
-			conv_next(lane, i, from + i < k.rows, pairs);
-#pragma unroll
-			for (int t = 0; t < 2; t++) {
-				*(uint32_t *)(to + at + 8 * t) = pairs[t];
-				*(uint32_t *)(shared[which] + at + 8 * t) = pairs[t];
-			}
-		}
+	if (which < 2 && lane_row() < 16 * edge) {
+		convolve_to(a, s, k, c, tile);
 		keep_conv(a, s, chunk, c);
 	}
 	__syncthreads();
+	leave(tile, 0, l.state / 8, 2 * edge, bc_of(a, k, group, 0));
+	leave(tile, l.state / 8, l.state / 8, 2 * edge, bc_of(a, k, group, 1));
 	for (int t = threadIdx.x / 32; t < tiles_of(edge); t += WARPS) {
 		int i = t >= 6 ? 3 : t >= 3 ? 2 : t >= 1 ? 1 : 0;
 
-		score(shared[0], shared[1], l.state, i, t - tiles_of(i), scores_of(a, k, group) + t * SCORE_TILE);
+		score(tile, l.state, i, t - tiles_of(i), scores_of(a, k, group) + t * SCORE_TILE);
 	}
 	__syncthreads();
 }
@@ -207,6 +224,7 @@ static __device__ void head_steps(const struct chunk_params &a, const struct chu
 
 static __global__ void __launch_bounds__(32 * WARPS, 2) prepare_chunks(const struct chunk_params a, bool with_x)
 {
+	__shared__ __align__(16) staging tile;
 	const struct layout &l = a.layout;
 	int step_parts = (l.heads + STEP_HEADS - 1) / STEP_HEADS;
 	int x_parts = with_x ? (l.inner + X_COLUMNS - 1) / X_COLUMNS : 0, parts = l.groups + step_parts + x_parts;
@@ -217,14 +235,14 @@ static __global__ void __launch_bounds__(32 * WARPS, 2) prepare_chunks(const str
 		const struct segment_view s = a.batch->segments[k.segment];
 
 		if (part < l.groups) {
-			prepare_bc(a, s, k, chunk, part);
+			prepare_bc(a, s, k, chunk, part, tile);
 		} else if (part < l.groups + step_parts) {
 			int head = (part - l.groups) * STEP_HEADS, end = min(head + STEP_HEADS, l.heads);
 
 			for (head += threadIdx.x / 32; head < end; head += WARPS)
 				head_steps(a, k, head);
 		} else {
-			prepare_x(a, s, k, chunk, part - l.groups - step_parts);
+			prepare_x(a, s, k, chunk, part - l.groups - step_parts, tile);
 		}
 	}
 }

@@ -1,278 +1,665 @@
-#include "gpu/chunk_output.cuh"
+#include "gpu/chunk.cuh"
+#include "gpu/wgmma.cuh"
 
 /*
- * Whole segments: x = silu(conv(...));  y as in chunk_output.cuh;
+ * Whole segments on Hopper: x = silu(conv(...));
+ *   y_i = 2^{l_i} h C_i + sum_{j <= i} (C_i B_j) 2^{l_i - l_j} dt_j x_j + D x_i,    gated = y * silu(z)
  *   h = 2^{l_last} h + sum_j 2^{l_last - l_j} dt_j x_j B_j^T
  *
- * A block of eight warps takes eight neighbouring slices of one group, which share B, C and the scores, from the
- * segment's first chunk to its last.  A warp convolves its slice, and keeps its state, 16 p x N n, in registers.  The
- * sum over a chunk's rows starts from zero, so that chunk_states, which cuts the work otherwise, gets the same bits.
+ * A block stays on its processor and takes one item after another: three neighbouring heads of one group, from a
+ * segment's first chunk to its last.  Each of its three warpgroups convolves the columns of a head, keeps its state,
+ * 64 p x N n, in registers, and a bfloat16 copy of it in shared memory as an operand.  B, C and the scores are shared.
+ * All copies are bulk copies that run ahead: the next chunk's, and the next item's state.  A warpgroup meets the others
+ * only at mbarriers.  The products add up in the order of chunk_states and chunk_outputs: the same bits.
+ *
+ * Within a head, column 16 q + 2 t + e stands at place 8 t + 2 q + e (t < 8; q < 4; e < 2): of an
+ * accumulator's row, a lane has 16 neighbours.
  */
-#define RAW_TILE (CHUNK_ROWS / 8 * 144) /* numbers: 8 rows of 16, then 16 that keep lanes 8 rows apart off one bank */
+#define GROUPS 3
+#define GROUP_THREADS 128
+#define WARPS (GROUPS * GROUP_THREADS / 32)
 #define HALO (TAPS - 1)
+#define X_CORE 144                /* bytes from a core of x to its neighbour, */
+#define X_CORES (8 * X_CORE + 16) /* and to the next eight rows: lanes that store x keep off one bank */
+#define Z_PITCH 144               /* bytes of a row of z */
 
-/* A warp's shared memory for the convolution. */
-struct conv_memory {
-	bfloat16 raw[RAW_TILE];       /* its slice of proj's x */
-	float halo[2][HALO][SLICE];   /* the rows before the chunk, and before the next one */
-	float weight[TAPS + 1][SLICE]; /* and bias */
+/* A warpgroup's own shared memory. */
+template <int N> struct __align__(128) group_memory {
+	float state[GROUP_COLUMNS * N]; /* [p, n] of the next item */
+	union {
+		bfloat16 h[GROUP_COLUMNS * N]; /* cores of [p, n], until y's first product is done; */
+		char z[CHUNK_ROWS * Z_PITCH];  /* then z */
+	};
+	union {
+		bfloat16 raw[CHUNK_ROWS][GROUP_COLUMNS]; /* proj's x, until it is convolved; */
+		char x[CHUNK_ROWS / 8 * X_CORES];        /* then cores of x */
+	};
+	bfloat16 halo[2][HALO][GROUP_COLUMNS]; /* the rows before the chunk, and before the next one */
+	float weight[TAPS + 1][GROUP_COLUMNS]; /* of the convolution, and its bias */
+	float norm[GROUP_COLUMNS];             /* gated_norm */
+	struct segment_view segments[2];       /* of the item and the next, by turns */
+	struct chunk_view views[2];            /* of the chunk and the next, by turns */
+	uint64_t state_full, raw_full, z_full;
 };
 
-template <int N> struct segment_memory {
-	struct chunk_memory<N> chunk;
-	struct conv_memory conv[BLOCK_SLICES];
+template <int N> struct __align__(128) segments_memory {
+	bfloat16 c[CHUNK_ROWS * N], b[CHUNK_ROWS * N];
+	float scores[CHUNK_TILES * SCORE_TILE];
+	float steps[GROUPS * STEP_PLANES * CHUNK_ROWS];
+	struct group_memory<N> group[GROUPS];
+	uint64_t c_full, c_empty; /* c, scores and steps */
+	uint64_t b_full, b_empty;
 };
 
-static __device__ int raw_place(int row)
+/* What a warpgroup works on: a head. */
+struct group_place {
+	int group;      /* of B and C */
+	int first_head; /* of the block */
+	int heads;      /* of the block: a group's last one may have warpgroups to spare */
+	int own;        /* the warpgroup's head, counted from first_head; it may not be there */
+};
+
+static __host__ __device__ int blocks_of_group(const struct layout &l)
 {
-	return row / 8 * 144 + row % 8 * SLICE;
+	return (l.heads / l.groups + GROUPS - 1) / GROUPS;
 }
 
-static __device__ void fetch_raw(const struct chunk_params &a, const struct chunk_view &k, int slice, bfloat16 *raw)
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+static __device__ struct group_place place_of(const struct layout &l, int block)
 {
-	const struct layout &l = a.layout;
-	int lane = threadIdx.x % 32, half = lane % 2 * 8;
-	const bfloat16 *from = (const bfloat16 *)a.buffers.proj + (size_t)k.row * l.proj_cols + l.inner_cols +
-			       slice * SLICE + half;
+	int heads = l.heads / l.groups, blocks = blocks_of_group(l);
+	struct group_place p;
 
-#pragma unroll
-	for (int i = 0; i < CHUNK_ROWS / 16; i++) {
-		int r = 16 * i + lane / 2;
-
-		if (16 * i < k.rows)
-			copy16_or_zero(raw + raw_place(r) + half, from + (r < k.rows ? (size_t)r * l.proj_cols : 0),
-				       r < k.rows);
-	}
+	p.group = block / blocks;
+	p.own = threadIdx.x / GROUP_THREADS;
+	p.first_head = p.group * heads + block % blocks * GROUPS;
+	p.heads = min(GROUPS, (p.group + 1) * heads - p.first_head);
+	return p;
 }
 
-/* What the first chunk's convolution needs from weights and cache. */
-static __device__ void conv_setup(const struct chunk_params &a, const struct segment_view &segment, int slice,
-				  struct conv_memory &m)
+static __device__ bool is_there(const struct group_place &p)
 {
-	const struct layout &l = a.layout;
-	const float *state = conv_state_of(a, segment, segment.parity) + slice * SLICE;
-
-	for (int i = threadIdx.x % 32; i < (TAPS + 1) * SLICE; i += 32) {
-		int row = i / SLICE, c = slice * SLICE + i % SLICE;
-
-		m.weight[row][i % SLICE] = row < TAPS ? a.weights.conv[(size_t)row * l.conv_cols + c] :
-							a.weights.conv_bias[c];
-		if (row < HALO)
-			m.halo[0][row][i % SLICE] = state[(size_t)row * l.conv_cols + i % SLICE];
-	}
+	return p.own < p.heads;
 }
 
-static __device__ float4 raw_row(const struct conv_memory &m, int row, int column)
+static __device__ int column_of(const struct group_place &p)
 {
-	uint2 v = *(const uint2 *)(m.raw + raw_place(row) + column);
-
-	return make_float4(first_of(v.x), second_of(v.x), first_of(v.y), second_of(v.y));
+	return (p.first_head + p.own) * GROUP_COLUMNS;
 }
 
-/* raw -> the tile of x; a lane takes 8 rows of 4 columns.  Leaves the halo of the next chunk. */
-static __device__ void convolve_slice(struct conv_memory &m, int turn, int n, bfloat16 *x)
+static __device__ int group_thread(void)
 {
-	int group = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 4;
-	float rows[TAPS][4], weight[TAPS][4], bias[4], out[4];
-
-	if (8 * group < (n + 15) / 16 * 16) {
-#pragma unroll
-		for (int i = 0; i < TAPS; i++)
-			*(float4 *)weight[i] = *(const float4 *)&m.weight[i][column];
-		*(float4 *)bias = *(const float4 *)&m.weight[TAPS][column];
-#pragma unroll
-		for (int i = 0; i < HALO; i++)
-			*(float4 *)rows[i] = group == 0 ? *(const float4 *)&m.halo[turn][i][column] :
-							  raw_row(m, 8 * group - HALO + i, column);
-#pragma unroll
-		for (int i = 0; i < 8; i++) {
-			*(float4 *)rows[HALO] = raw_row(m, 8 * group + i, column);
-			convolve(rows, weight, bias, out);
-			shift(rows);
-			*(uint32_t *)(x + x_place(8 * group + i, column / 2)) = pack2(out[0], out[1]);
-			*(uint32_t *)(x + x_place(8 * group + i, 8 + column / 2)) = pack2(out[2], out[3]);
-		}
-	}
-	if (group < HALO) {
-		int r = n - HALO + group;
-
-		*(float4 *)&m.halo[!turn][group][column] =
-			r >= 0 ? raw_row(m, r, column) : *(const float4 *)&m.halo[turn][HALO + r][column];
-	}
-	__syncwarp();
+	return threadIdx.x % GROUP_THREADS;
 }
 
-/* The halo behind the last kept chunk is the stream's next conv state. */
-static __device__ void keep_conv(const struct chunk_params &a, const struct segment_view &segment, int slice,
-				 const struct conv_memory &m, int turn)
+static __device__ void group_barrier(void)
 {
-	int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 4;
-	float *to = conv_state_of(a, segment, 1 - segment.parity) + slice * SLICE + column;
-
-	if (row < HALO)
-		*(float4 *)(to + (size_t)row * a.layout.conv_cols) = *(const float4 *)&m.halo[turn][row][column];
+	warpgroup_barrier(1 + threadIdx.x / GROUP_THREADS);
 }
 
-/* h = decay h + sum_j weight_j x_j B_j^T over the chunk's rows */
+/* A number that all lanes of the warp have, known to the compiler as such. */
+static __device__ int uniform(int n)
+{
+	return __shfl_sync(0xffffffff, n, 0);
+}
+
+/* Copies out of shared memory, member by member: as a whole they would go through generic loads. */
+static __device__ struct chunk_view chunk_in(const struct chunk_view &k)
+{
+	return { k.segment, k.row, k.first, k.rows, k.unit, k.scores };
+}
+
+static __device__ struct segment_view segment_in(const struct segment_view &s)
+{
+	return { s.cache, s.parity, s.row, s.rows, s.kept, s.chunk, s.chunks, s.kept_chunks };
+}
+
+/* C, scores and steps of a chunk; by one thread. */
 template <int N>
-static __device__ void advance(const bfloat16 *b, const bfloat16 *x, const float *weight, int edge, float decay,
-			       float (&h)[N / 8][4])
+static __device__ void fetch_c(const struct chunk_params &a, struct segments_memory<N> &s, const struct group_place &p,
+			       const struct chunk_view &k)
 {
-	int lane = threadIdx.x % 32;
-	uint32_t left[CHUNK_ROWS / 16][4], right[4];
+	int edge = edge_of(k), c = edge * 16 * N * (int)sizeof(bfloat16), scores = tiles_of(edge) * SCORE_TILE * 4;
+	int steps = p.heads * edge * 16 * STEP_PLANES * 4;
 
+	mbarrier_expect(&s.c_full, c + scores + steps);
+	bulk_copy(s.c, bc_of(a, k, p.group, 1), c, &s.c_full);
+	bulk_copy(s.scores, scores_of(a, k, p.group), scores, &s.c_full);
+	bulk_copy(s.steps, steps_of(a, k, p.first_head), steps, &s.c_full);
+}
+
+template <int N>
+static __device__ void fetch_b(const struct chunk_params &a, struct segments_memory<N> &s, const struct group_place &p,
+			       const struct chunk_view &k)
+{
+	int bytes = edge_of(k) * 16 * N * (int)sizeof(bfloat16);
+
+	mbarrier_expect(&s.b_full, bytes);
+	bulk_copy(s.b, bc_of(a, k, p.group, 0), bytes, &s.b_full);
+}
+
+/* The state that an item begins with; by one thread. */
+template <int N>
+static __device__ void fetch_state(const struct chunk_params &a, struct group_memory<N> &m,
+				   const struct segment_view &segment, int column)
+{
+	mbarrier_expect(&m.state_full, sizeof(m.state));
+	bulk_copy(m.state, state_of(a, segment, 0) + (size_t)column * N, sizeof(m.state), &m.state_full);
+}
+
+/* 64 columns of proj in the chunk's rows, pitch bytes apart; by the whole warpgroup. */
+static __device__ void fetch_rows(const struct chunk_params &a, const struct chunk_view &k, int column, void *to,
+				  int pitch, uint64_t *full)
+{
+	int row = group_thread() / 8, eight = group_thread() % 8;
+	const bfloat16 *from = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + row) * a.layout.proj_cols + column +
+			       8 * eight;
+
+#pragma unroll
+	for (int i = 0; i < CHUNK_ROWS; i += 16)
+		if (row + i < k.rows)
+			copy16((char *)to + (row + i) * pitch + 16 * eight, from + (size_t)i * a.layout.proj_cols);
+	mbarrier_arrive_behind_copies(full);
+}
+
+/* Begin to bring such rows into the L2 cache; likewise. */
+static __device__ void expect_rows(const struct chunk_params &a, const struct chunk_view &k, int column)
+{
+	int r = group_thread();
+	const bfloat16 *from = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + r) * a.layout.proj_cols + column;
+
+	if (r < k.rows)
+		asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
+/*
+ * raw -> x in its place, and the rows before the next chunk; a warp takes 16 rows, a lane two columns.  In a segment's
+ * first chunk (n = 0) the rows before it are the stream's conv state, behind the last kept one they become the next.
+ */
+template <int N>
+static __device__ void convolve_x(const struct chunk_params &a, struct group_memory<N> &m,
+				  const struct segment_view &segment, int column, int n, int rows)
+{
+	const struct layout &l = a.layout;
+	int from = group_thread() / 32 * 16, c = threadIdx.x % 32 * 2, turn = n % 2;
+	float v[TAPS][2], weight[TAPS][2], bias[2], out[2];
+	uint32_t raw[16];
+
+#pragma unroll
+	for (int i = 0; i < TAPS; i++)
+		*(float2 *)weight[i] = *(const float2 *)&m.weight[i][c];
+	*(float2 *)bias = *(const float2 *)&m.weight[TAPS][c];
+#pragma unroll
+	for (int i = 0; i < HALO; i++) {
+		uint32_t row = *(const uint32_t *)(from > 0 ? &m.raw[from - HALO + i][c] : &m.halo[turn][i][c]);
+
+		v[i][0] = first_of(row), v[i][1] = second_of(row);
+		if (from == 0 && n == 0)
+			*(float2 *)v[i] = *(const float2 *)(conv_state_of(a, segment, segment.parity) + i * l.conv_cols +
+							    column + c);
+	}
+#pragma unroll
+	for (int i = 0; i < 16; i++)
+		raw[i] = *(const uint32_t *)&m.raw[from + i][c];
+	if (from < 16 * HALO) {
+		int i = from / 16, r = rows - HALO + i;
+		uint32_t row = *(const uint32_t *)(r >= 0 ? &m.raw[r][c] : &m.halo[turn][HALO + r][c]);
+
+		*(uint32_t *)&m.halo[!turn][i][c] = row;
+		if (n + 1 == segment.kept_chunks)
+			*(float2 *)(conv_state_of(a, segment, 1 - segment.parity) + i * l.conv_cols + column + c) =
+				make_float2(first_of(row), second_of(row));
+	}
+	group_barrier(); /* all have read: x may take raw's place */
+	char *to = m.x + from / 8 * X_CORES + c % 16 / 2 * X_CORE + c / 16 * 4;
+#pragma unroll
+	for (int i = 0; i < 16; i++) {
+		v[HALO][0] = first_of(raw[i]), v[HALO][1] = second_of(raw[i]);
+		convolve(v, weight, bias, out);
+		shift(v);
+		*(uint32_t *)(to + i / 8 * X_CORES + i % 8 * 16) = from + i < rows ? pack2(out[0], out[1]) : 0;
+	}
+	publish_to_async();
+}
+
+/* y = h C, under way. */
+template <int N> static __device__ void start_y(const bfloat16 *c, const bfloat16 *h, float (&y)[32])
+{
+	warpgroup_fence();
+	product_along<false>(y, operand_along(c, 128, N * 16), operand_along(h, 128, N * 16));
+#pragma unroll
+	for (int v = 1; v < N / 16; v++)
+		product_along<true>(y, operand_along(c + v * 128, 128, N * 16), operand_along(h + v * 128, 128, N * 16));
+	warpgroup_commit();
+}
+
+/* y = 2^l y + masked scores x; a warp has the scores of its 16 rows. */
+static __device__ void add_scores(const struct chunk_params &a, const float *scores, const float *steps,
+				  const struct group_place &p, const char *x, int edge, float (&y)[32])
+{
+	int i = uniform(group_thread() / 32), g = threadIdx.x % 32 / 4;
+	const float *since = step_plane(steps, p.own, 16 * edge, STEP_SINCE);
+	const float *source = since + STEP_SOURCE * 16 * edge, *reach = since + STEP_REACH * 16 * edge + 16 * i + g;
+	float d = a.weights.d[p.first_head + p.own], low = reach[0], high = reach[8];
+	uint32_t left[CHUNK_ROWS / 16][4];
+
+#pragma unroll
+	for (int j = 0; j < CHUNK_ROWS / 16; j++) {
+		uint4 m = make_uint4(0, 0, 0, 0);
+
+		if (j <= i && i < edge)
+			m = masked_tile(scores, since, source, d, i, j);
+		left[j][0] = m.x, left[j][1] = m.y, left[j][2] = m.z, left[j][3] = m.w;
+	}
+	warpgroup_wait<0>();
+#pragma unroll
+	for (int t = 0; t < 8; t++) {
+		y[4 * t] *= low;
+		y[4 * t + 1] *= low;
+		y[4 * t + 2] *= high;
+		y[4 * t + 3] *= high;
+	}
+	warpgroup_fence();
+#pragma unroll
+	for (int j = 0; j < CHUNK_ROWS / 16; j++) /* x is zero behind the chunk's rows, and so are the scores */
+		product_across(y, left[j], operand_across(x + 2 * j * X_CORES, X_CORES, X_CORE));
+	warpgroup_commit();
+	warpgroup_wait<0>();
+}
+
+/* h = decay h + sum_j weight_j x_j B_j^T, under way. */
+template <int N>
+static __device__ void start_h(const bfloat16 *b, const char *x, const float *weight, float decay, int edge,
+			       float (&h)[N / 2])
+{
+	int warp = group_thread() / 32, lane = threadIdx.x % 32;
+	const char *row = x + lane % 16 / 8 * X_CORES + (2 * warp + lane / 16) * X_CORE + lane % 8 * 16;
+	uint32_t r[4], left[CHUNK_ROWS / 16][4];
+
+#pragma unroll
+	for (int i = 0; i < N / 2; i++)
+		h[i] *= decay;
+#pragma unroll
+	for (int j = 0; j < CHUNK_ROWS / 16; j++) {
+		if (j >= edge)
+			break;
+		tile_load_transposed(r, (const bfloat16 *)(row + 2 * j * X_CORES));
+		weigh(r, weight + 16 * j, left[j]);
+	}
+	warpgroup_fence();
 #pragma unroll
 	for (int j = 0; j < CHUNK_ROWS / 16; j++)
 		if (j < edge)
-			load_weighted_x(x, weight, j, left[j]);
-#pragma unroll
-	for (int v = 0; v < N / 16; v++) {
-		float sum[2][4] = { { 0.0f } };
+			product_across(h, left[j], operand_across(b + 2 * j * N * 8, N * 16, 128));
+	warpgroup_commit();
+}
+
+/* Store 16 bytes at once; left to itself the compiler takes products' results one by one. */
+static __device__ void store_whole(void *to, uint4 v)
+{
+	asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+		     : "memory");
+}
+
+/* Gate y and store it. */
+template <int N>
+static __device__ void finish_y(const struct chunk_params &a, const struct group_memory<N> &m, int column,
+				const struct chunk_view &k, const float (&y)[32])
+{
+	const struct layout &l = a.layout;
+	int warp = group_thread() / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 
 #pragma unroll
-		for (int j = 0; j < CHUNK_ROWS / 16; j++) {
-			if (j >= edge)
-				break;
-			tile_load_transposed(right, b + (16 * j + lane % 16) * (N + BC_PAD) + 16 * v + lane / 16 * 8);
-			tile_product(sum[0], left[j], right[0], right[1]);
-			tile_product(sum[1], left[j], right[2], right[3]);
+	for (int half = 0; half < 2; half++) {
+		int r = 16 * warp + 8 * half + g;
+		bfloat16 *to = (bfloat16 *)a.buffers.gated + (size_t)(k.row + r) * l.inner_cols + column + 16 * q;
+		float sums[4];
+
+#pragma unroll
+		for (int i = 0; i < 4; i += 2) {
+			uint4 z = *(const uint4 *)(m.z + r * Z_PITCH + 32 * q + 8 * i);
+			const float *norm = m.norm + 16 * q + 4 * i;
+			uint2 out[2];
+
+#pragma unroll
+			for (int u = 0; u < 2; u++) {
+				const float *at = y + 8 * (i + u) + 2 * half;
+				float four[4] = { at[0], at[1], at[4], at[5] }, gated[4];
+
+				sums[i + u] = gate4(four, u ? make_uint2(z.z, z.w) : make_uint2(z.x, z.y), gated);
+				out[u] = weighted4(gated, *(const float4 *)(norm + 4 * u));
+			}
+			if (r < k.rows)
+				store_whole(to + 4 * i, make_uint4(out[0].x, out[0].y, out[1].x, out[1].y));
 		}
-#pragma unroll
-		for (int u = 0; u < 2; u++)
-#pragma unroll
-			for (int e = 0; e < 4; e++)
-				h[2 * v + u][e] = fmaf(decay, h[2 * v + u][e], sum[u][e]);
+		float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+		sum += __shfl_xor_sync(0xffffffff, sum, 1);
+		sum += __shfl_xor_sync(0xffffffff, sum, 2);
+		if (q == 0 && r < k.rows)
+			a.buffers.squares[(size_t)(k.row + r) * (l.inner / GROUP_COLUMNS) + column / GROUP_COLUMNS] = sum;
 	}
 }
 
-/* Between the cache's state [SLICE, N] and registers. */
-template <int N> static __device__ void load_state(const float *state, float (&h)[N / 8][4])
+/* Where the lane's numbers begin in a state [64, N]: fours of n, 16 apart, in two rows p, 2 apart. */
+static __device__ int first_of_state(int n_columns)
 {
-	int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+	int warp = group_thread() / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+
+	return (g / 2 * 16 + 4 * warp + g % 2) * n_columns + 4 * q;
+}
+
+template <int N> static __device__ void load_h(const float *state, float (&h)[N / 2])
+{
+	const float *from = state + first_of_state(N);
 
 #pragma unroll
 	for (int v = 0; v < N / 16; v++)
 #pragma unroll
 		for (int half = 0; half < 2; half++) {
-			float4 n = *(const float4 *)(state + slice_column(g, half) * N + 16 * v + 4 * q);
+			float4 n = *(const float4 *)(from + 2 * half * N + 16 * v);
 
-			h[2 * v][2 * half] = n.x, h[2 * v][2 * half + 1] = n.y;
-			h[2 * v + 1][2 * half] = n.z, h[2 * v + 1][2 * half + 1] = n.w;
+			h[8 * v + 2 * half] = n.x, h[8 * v + 2 * half + 1] = n.y;
+			h[8 * v + 4 + 2 * half] = n.z, h[8 * v + 4 + 2 * half + 1] = n.w;
 		}
 }
 
-template <int N> static __device__ void store_state(float *state, const float (&h)[N / 8][4])
+template <int N> static __device__ void store_h(float *state, const float (&h)[N / 2])
 {
-	int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+	float *to = state + first_of_state(N);
 
 #pragma unroll
 	for (int v = 0; v < N / 16; v++)
 #pragma unroll
-		for (int half = 0; half < 2; half++)
-			*(float4 *)(state + slice_column(g, half) * N + 16 * v + 4 * q) =
-				make_float4(h[2 * v][2 * half], h[2 * v][2 * half + 1], h[2 * v + 1][2 * half],
-					    h[2 * v + 1][2 * half + 1]);
+		for (int half = 0; half < 2; half++) {
+			const float *at = h + 8 * v + 2 * half;
+
+			store_whole(to + 2 * half * N + 16 * v,
+				    make_uint4(__float_as_uint(at[0]), __float_as_uint(at[1]), __float_as_uint(at[4]),
+					       __float_as_uint(at[5])));
+		}
+}
+
+/* The state as the next chunk's operand: cores of [p, n]. */
+template <int N> static __device__ void copy_h(const float (&h)[N / 2], bfloat16 *to)
+{
+	int warp = group_thread() / 32, lane = threadIdx.x % 32;
+	bfloat16 *row = to + (2 * warp + lane / 8 % 2) * N * 8 + lane / 16 * 64 + lane % 8 * 8;
+
+#pragma unroll
+	for (int v = 0; v < N / 16; v++) {
+		const float *at = h + 8 * v;
+		const uint32_t r[4] = { pack2(at[0], at[1]), pack2(at[2], at[3]), pack2(at[4], at[5]), pack2(at[6], at[7]) };
+
+		store_cores(row + v * 128, r);
+	}
+	publish_to_async();
+}
+
+/* What an item's convolution and norm need of the weights. */
+template <int N>
+static __device__ void load_weights(const struct chunk_params &a, struct group_memory<N> &m, int column)
+{
+	int c = group_thread() % GROUP_COLUMNS, first = group_thread() / GROUP_COLUMNS;
+
+#pragma unroll
+	for (int i = 0; i < TAPS; i += 2)
+		m.weight[i + first][c] = a.weights.conv[(i + first) * a.layout.conv_cols + column + c];
+	if (first == 0)
+		m.weight[TAPS][c] = a.weights.conv_bias[column + c];
+	else
+		m.norm[c] = a.weights.gated_norm[column + c];
+}
+
+/* Where a warpgroup stands. */
+struct progress {
+	int item, items; /* of all blocks' */
+	int blocks;      /* items of a segment */
+	int done_items, done_chunks; /* by the block */
+	int used_chunks, used_states; /* by the warpgroup: where it has columns */
+};
+
+static __device__ bool last_item(const struct progress &at)
+{
+	return at.item + gridDim.x >= at.items;
+}
+
+static __device__ struct group_place next_place(const struct chunk_params &a, const struct progress &at)
+{
+	return place_of(a.layout, (at.item + gridDim.x) % at.blocks);
 }
 
 /*
- * One segment.  Copies run behind the arithmetic: B and the next chunk's x and steps while y is computed, the next C and
- * scores while the state advances.
+ * Views that will be needed next, read by the warpgroup's first thread while others compute: the chunk behind number
+ * `chunk` of the batch, or if it is the segment's last, the next item's first one, and the segment of the item after it.
  */
 template <int N>
-static __device__ void run_segment(const struct chunk_params &a, struct segment_memory<N> &memory,
-				   const struct chunk_place &p, const struct segment_view &segment)
+static __device__ void look_ahead(const struct chunk_params &a, struct group_memory<N> &m, const struct progress &at,
+				  int chunk, bool more)
 {
-	struct chunk_memory<N> &s = memory.chunk;
-	struct conv_memory &m = memory.conv[threadIdx.x / 32];
-	const struct chunk_view *chunks = a.batch->chunks + segment.chunk;
-	const int n_chunks = segment.chunks, kept = segment.kept_chunks;
-	bfloat16 *x = s.x[threadIdx.x / 32];
-	float h[N / 8][4];
+	struct chunk_view *next = &m.views[(at.done_chunks + 1) % 2];
+	int turn = at.done_items % 2;
 
-	fetch_bc<N>(a, chunks[0], p.group, 1, s.c);
-	fetch_scores(a, chunks[0], p.group, s.scores);
-	fetch_steps(a, chunks[0], p, s.steps[0]);
-	fetch_raw(a, chunks[0], p.slice, m.raw);
-	copies_close();
-	conv_setup(a, segment, p.slice, m);
-	load_state<N>(state_of(a, segment, p.slice), h);
-	for (int n = 0; n < n_chunks; n++) {
-		const struct chunk_view &k = chunks[n], &next = chunks[n + 1];
-		bool more = n + 1 < n_chunks, moves = more || n + 1 == kept;
-		const float *steps = s.steps[n % 2];
+	if (more)
+		*next = a.batch->chunks[chunk + 1];
+	else if (!last_item(at))
+		*next = a.batch->chunks[m.segments[!turn].chunk];
+	if (!more && at.item + 2 * gridDim.x < at.items)
+		m.segments[turn] = a.batch->segments[(at.item + 2 * gridDim.x) / at.blocks];
+}
 
-		copies_wait<0>();
-		__syncthreads(); /* all has arrived; nobody needs B any more */
-		if (moves)
-			fetch_bc<N>(a, k, p.group, 0, s.b);
-		copies_close();
-		mask_scores<N>(a, s, p, steps, edge_of(k));
-		convolve_slice(m, n % 2, k.rows, x);
-		if (more) {
-			fetch_raw(a, next, p.slice, m.raw);
-			fetch_steps(a, next, p, s.steps[(n + 1) % 2]);
-		}
-		copies_close();
-		__syncthreads(); /* the masked scores are there */
-		if (p.active)
-			output_chunk<N>(a, s, p, k, steps, h);
-		copies_wait<1>();
-		__syncthreads(); /* so is B; nobody needs C any more */
-		if (more) {
-			fetch_bc<N>(a, next, p.group, 1, s.c);
-			fetch_scores(a, next, p.group, s.scores);
-		}
-		copies_close();
-		add_squares<N>(a, s, p, k);
-		if (moves)
-			advance<N>(s.b, x, step_plane(steps, p.warp_head, 16 * edge_of(k), STEP_WEIGHT), edge_of(k),
-				   step_plane(steps, p.warp_head, 16 * edge_of(k), STEP_REACH)[k.rows - 1], h);
-		if (p.active && n + 1 == kept) {
-			store_state<N>(state_of(a, segment, p.slice), h);
-			keep_conv(a, segment, p.slice, m, (n + 1) % 2);
-		}
+/* Start the warpgroup's own copies for the next chunk; more: it is this item's. */
+template <int N>
+static __device__ void fetch_ahead(const struct chunk_params &a, struct group_memory<N> &m, const struct group_place &p,
+				   const struct progress &at, bool more)
+{
+	const struct chunk_view next = chunk_in(m.views[(at.done_chunks + 1) % 2]);
+	struct group_place there = p;
+
+	if (!more && last_item(at))
+		return;
+	if (!more)
+		there = next_place(a, at);
+	if (!is_there(there))
+		return;
+	fetch_rows(a, next, a.layout.inner_cols + column_of(there), m.raw, sizeof(m.raw[0]), &m.raw_full);
+	expect_rows(a, next, column_of(there));
+}
+
+/* One chunk, by a warpgroup that has columns; h comes and goes in registers and as a copy. */
+template <int N>
+static __device__ void run_chunk(const struct chunk_params &a, struct segments_memory<N> &s, const struct group_place &p,
+				 const struct segment_view &segment, const struct progress &at, int n, float (&h)[N / 2])
+{
+	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
+	const struct chunk_view k = chunk_in(m.views[at.done_chunks % 2]);
+	const bool more = n + 1 < segment.chunks, first = threadIdx.x == 0, warp_leader = threadIdx.x % 32 == 0;
+	const int edge = uniform(edge_of(k)), parity = at.done_chunks % 2, use = at.used_chunks % 2;
+	float y[32];
+
+	mbarrier_wait(&s.c_full, parity);
+	start_y<N>(s.c, m.h, y);
+	mbarrier_wait(&m.raw_full, use);
+	convolve_x(a, m, segment, column_of(p), n, k.rows);
+	if (group_thread() == 0)
+		look_ahead(a, m, at, segment.chunk + n, more);
+	group_barrier(); /* x is there */
+	add_scores(a, s.scores, s.steps, p, m.x, edge, y);
+	group_barrier(); /* nobody needs h any more: z may take its place */
+	fetch_rows(a, k, column_of(p), m.z, Z_PITCH, &m.z_full);
+	mbarrier_wait(&s.b_full, parity);
+	start_h<N>(s.b, m.x, step_plane(s.steps, p.own, 16 * edge, STEP_WEIGHT),
+		   step_plane(s.steps, p.own, 16 * edge, STEP_REACH)[k.rows - 1], edge, h);
+	__syncwarp();
+	if (warp_leader)
+		mbarrier_arrive(&s.c_empty);
+	if (first && (more || !last_item(at))) {
+		mbarrier_wait(&s.c_empty, parity);
+		fetch_c(a, s, more ? p : next_place(a, at), chunk_in(m.views[!parity]));
+	}
+	group_barrier(); /* nobody needs x any more: raw may take its place */
+	fetch_ahead(a, m, p, at, more);
+	mbarrier_wait(&m.z_full, use);
+	finish_y(a, m, column_of(p), k, y);
+	warpgroup_wait<0>();
+	if (warp_leader)
+		mbarrier_arrive(&s.b_empty);
+	group_barrier(); /* nobody needs z any more: h may take its place */
+}
+
+/* A chunk of an item whose columns are not there: the shared barriers still count this warpgroup's warps. */
+template <int N>
+static __device__ void skip_chunk(const struct chunk_params &a, struct segments_memory<N> &s,
+				  const struct group_place &p, const struct segment_view &segment,
+				  const struct progress &at, int n)
+{
+	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
+	const bool more = n + 1 < segment.chunks;
+
+	if (group_thread() == 0)
+		look_ahead(a, m, at, segment.chunk + n, more);
+	mbarrier_wait(&s.c_full, at.done_chunks % 2);
+	mbarrier_wait(&s.b_full, at.done_chunks % 2);
+	group_barrier();
+	fetch_ahead(a, m, p, at, more);
+	if (threadIdx.x % 32 == 0) {
+		mbarrier_arrive(&s.c_empty);
+		mbarrier_arrive(&s.b_empty);
 	}
 }
 
+/* One item: a warpgroup's columns of a segment. */
 template <int N>
-static __global__ void __launch_bounds__(BLOCK_THREADS, 2) ssd_segments(const struct chunk_params a)
+static __device__ void run_item(const struct chunk_params &a, struct segments_memory<N> &s, struct progress &at)
 {
-	extern __shared__ __align__(16) char shared[];
-	struct segment_memory<N> &memory = *(struct segment_memory<N> *)shared;
-	int blocks = chunk_blocks(&a.layout), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
+	const struct group_place p = place_of(a.layout, at.item % at.blocks);
+	const struct segment_view segment = segment_in(m.segments[at.done_items % 2]);
+	const bool active = uniform(is_there(p));
+	const int n_chunks = uniform(segment.chunks), kept = uniform(segment.kept_chunks);
+	float h[N / 2];
 
-	for (int item = blockIdx.x; item < a.batch->n_segments * blocks; item += gridDim.x) {
-		struct chunk_place p = chunk_place_of(a.layout, item % blocks);
-
-		if (lane < SLICE)
-			memory.chunk.norm[warp][lane] = a.weights.gated_norm[p.slice * SLICE + lane];
-		run_segment<N>(a, memory, p, a.batch->segments[item / blocks]);
-		__syncthreads();
+	if (active) {
+		load_weights(a, m, column_of(p));
+		mbarrier_wait(&m.state_full, at.used_states++ % 2);
+		load_h<N>(m.state, h);
+		copy_h<N>(h, m.h);
 	}
+	group_barrier(); /* the state is in registers, its copy is there */
+	if (group_thread() == 0 && !last_item(at)) {
+		struct group_place there = next_place(a, at);
+
+		if (is_there(there))
+			fetch_state(a, m, m.segments[(at.done_items + 1) % 2], column_of(there));
+	}
+	for (int n = 0; n < n_chunks; n++, at.done_chunks++) {
+		if (threadIdx.x == 0) {
+			if (at.done_chunks > 0)
+				mbarrier_wait(&s.b_empty, (at.done_chunks - 1) % 2);
+			fetch_b(a, s, p, chunk_in(m.views[at.done_chunks % 2]));
+		}
+		if (!active) {
+			skip_chunk(a, s, p, segment, at, n);
+			continue;
+		}
+		run_chunk(a, s, p, segment, at, n, h);
+		at.used_chunks++;
+		if (n + 1 == kept)
+			store_h<N>(state_of(a, segment, 0) + (size_t)column_of(p) * N, h);
+		if (n + 1 < n_chunks) {
+			copy_h<N>(h, m.h);
+			group_barrier();
+		}
+	}
+	at.done_items++;
+}
+
+template <int N> static __device__ void set_barriers(struct segments_memory<N> &s)
+{
+	mbarrier_init(&s.c_full, 1);
+	mbarrier_init(&s.b_full, 1);
+	mbarrier_init(&s.c_empty, WARPS);
+	mbarrier_init(&s.b_empty, WARPS);
+	for (int i = 0; i < GROUPS; i++) {
+		mbarrier_init(&s.group[i].state_full, 1);
+		mbarrier_init(&s.group[i].raw_full, GROUP_THREADS);
+		mbarrier_init(&s.group[i].z_full, GROUP_THREADS);
+	}
+	publish_to_async();
+}
+
+/* Start the copies that a block's first chunk waits for. */
+template <int N>
+static __device__ void begin(const struct chunk_params &a, struct segments_memory<N> &s, const struct progress &at)
+{
+	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
+	const struct group_place p = place_of(a.layout, at.item % at.blocks);
+
+	if (threadIdx.x == 0)
+		set_barriers(s);
+	if (group_thread() == 0) {
+		m.segments[0] = a.batch->segments[at.item / at.blocks];
+		if (!last_item(at))
+			m.segments[1] = a.batch->segments[(at.item + gridDim.x) / at.blocks];
+		m.views[0] = a.batch->chunks[m.segments[0].chunk];
+	}
+	__syncthreads();
+	if (threadIdx.x == 0)
+		fetch_c(a, s, p, m.views[0]);
+	if (is_there(p)) {
+		if (group_thread() == 0)
+			fetch_state(a, m, m.segments[0], column_of(p));
+		fetch_rows(a, m.views[0], a.layout.inner_cols + column_of(p), m.raw, sizeof(m.raw[0]), &m.raw_full);
+		expect_rows(a, m.views[0], column_of(p));
+	}
+}
+
+#endif
+
+template <int N>
+static __global__ void __launch_bounds__(GROUPS *GROUP_THREADS, 1) ssd_segments(const struct chunk_params a)
+{
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+	extern __shared__ __align__(128) char shared[];
+	struct segments_memory<N> &s = *(struct segments_memory<N> *)shared;
+	struct progress at = { .item = (int)blockIdx.x, .blocks = a.layout.groups * blocks_of_group(a.layout) };
+
+	at.items = uniform(a.batch->n_segments) * at.blocks;
+	if (at.item >= at.items)
+		return;
+	begin(a, s, at);
+	for (; at.item < at.items; at.item += gridDim.x)
+		run_item(a, s, at);
+#endif
+}
+
+bool chunk_segments_serves(const struct layout *layout, int major, int minor)
+{
+	return major == 9 && minor == 0 && layout->head_dim == GROUP_COLUMNS;
 }
 
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
 			   const struct chunk_buffers *buffers, const struct batch_view *batch, size_t segments,
-			   cudaStream_t stream)
+			   int processors, cudaStream_t stream)
 {
 	struct chunk_params a = { *layout, *weights, *buffers, layer, batch };
-	size_t items = segments * (size_t)chunk_blocks(layout);
-	unsigned blocks = (unsigned)(items < 1 << 14 ? items : 1 << 14);
+	size_t items = segments * (size_t)(layout->groups * blocks_of_group(*layout));
+	unsigned blocks = (unsigned)(items < (size_t)processors ? items : (size_t)processors);
 
 	if (layout->state == 64)
-		ssd_segments<64><<<blocks, BLOCK_THREADS, sizeof(struct segment_memory<64>), stream>>>(a);
+		ssd_segments<64><<<blocks, GROUPS * GROUP_THREADS, sizeof(struct segments_memory<64>), stream>>>(a);
 	else
-		ssd_segments<128><<<blocks, BLOCK_THREADS, sizeof(struct segment_memory<128>), stream>>>(a);
+		ssd_segments<128><<<blocks, GROUPS * GROUP_THREADS, sizeof(struct segments_memory<128>), stream>>>(a);
 	return cudaGetLastError();
 }
 
 cudaError_t chunk_segments_setup(void)
 {
 	cudaError_t status = cudaFuncSetAttribute(ssd_segments<64>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-						  sizeof(struct segment_memory<64>));
+						  sizeof(struct segments_memory<64>));
 
 	if (status != cudaSuccess)
 		return status;
 	return cudaFuncSetAttribute(ssd_segments<128>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				    sizeof(struct segment_memory<128>));
+				    sizeof(struct segments_memory<128>));
 }

@@ -12,11 +12,10 @@
 #define STAGES 4
 #define SLICES 2
 #define COLUMNS 64 /* n of a block */
-#define B_COLS (COLUMNS + BC_PAD)
 
 struct stage {
-	bfloat16 x[SLICES][X_TILE];
-	bfloat16 b[CHUNK_ROWS][B_COLS];
+	bfloat16 x[SLICES][CHUNK_ROWS * SLICE];
+	bfloat16 b[CHUNK_ROWS * COLUMNS];
 	float steps[STEP_PLANES * CHUNK_ROWS];
 };
 
@@ -30,18 +29,17 @@ struct states_place {
 static __device__ void fetch_stage(const struct chunk_params &a, const struct chunk_view &k, int chunk,
 				   const struct states_place &p, struct stage *stage)
 {
-	int t = threadIdx.x, edge = edge_of(k), pitch = a.layout.state + BC_PAD;
-	const char *x = (const char *)x_of(a, chunk, p.slice);
-	const bfloat16 *b = bc_of(a, k, p.group, 0) + p.part * COLUMNS + t / 8 * pitch + t % 8 * 8;
+	int t = threadIdx.x, edge = edge_of(k), eight_rows = a.layout.state * 8;
+	const bfloat16 *x = x_of(a, chunk, p.slice) + 8 * t;
+	const bfloat16 *b = bc_of(a, k, p.group, 0) + t / 64 * eight_rows + p.part * COLUMNS * 8 + t % 64 * 8;
 
 #pragma unroll
-	for (int i = 0; i < (SLICES * X_TILE / 8 + THREADS - 1) / THREADS; i++)
-		if (i * THREADS + t < SLICES * X_TILE / 8)
-			copy16((char *)stage->x + 16 * (i * THREADS + t), x + 16 * (i * THREADS + t));
+	for (int i = 0; i < SLICES * CHUNK_ROWS * SLICE / 8 / THREADS; i++)
+		copy16(stage->x[0] + 8 * (i * THREADS + t), x + 8 * i * THREADS);
 #pragma unroll
 	for (int i = 0; i < CHUNK_ROWS / 16; i++)
 		if (i < edge)
-			copy16(&stage->b[16 * i + t / 8][t % 8 * 8], b + 16 * i * pitch);
+			copy16(stage->b + 8 * (i * THREADS + t), b + 2 * i * eight_rows);
 	if (t < 16 * edge)
 		copy16(stage->steps + 4 * t, steps_of(a, k, p.head) + 4 * t);
 }
@@ -51,27 +49,29 @@ static __device__ void advance(const struct stage *stage, int rows, int slice, i
 {
 	int lane = threadIdx.x % 32, edge = (rows + 15) / 16;
 	const float *weight = stage->steps + STEP_WEIGHT * 16 * edge;
-	float decay = stage->steps[STEP_REACH * 16 * edge + rows - 1], sum[4][4] = { { 0.0f } };
+	float decay = stage->steps[STEP_REACH * 16 * edge + rows - 1];
 
+#pragma unroll
+	for (int u = 0; u < 4; u++)
+#pragma unroll
+		for (int e = 0; e < 4; e++)
+			h[u][e] *= decay;
 #pragma unroll
 	for (int j = 0; j < CHUNK_ROWS / 16; j++) {
 		uint32_t left[4], right[4];
 
 		if (j >= edge)
 			break;
-		load_weighted_x(stage->x[slice], weight, j, left);
+		load_x(stage->x[slice], j, right);
+		weigh(right, weight + 16 * j, left);
 #pragma unroll
 		for (int v = 0; v < 2; v++) {
-			tile_load_transposed(right, &stage->b[16 * j + lane % 16][column + 16 * v + lane / 16 * 8]);
-			tile_product(sum[2 * v], left, right[0], right[1]);
-			tile_product(sum[2 * v + 1], left, right[2], right[3]);
+			tile_load_transposed(right, stage->b + core_place(16 * j + lane % 16,
+									  column + 16 * v + lane / 16 * 8, COLUMNS));
+			tile_product(h[2 * v], left, right[0], right[1]);
+			tile_product(h[2 * v + 1], left, right[2], right[3]);
 		}
 	}
-#pragma unroll
-	for (int u = 0; u < 4; u++)
-#pragma unroll
-		for (int e = 0; e < 4; e++)
-			h[u][e] = fmaf(decay, h[u][e], sum[u][e]);
 }
 
 /* Four numbers of the slice's state [SLICE, n_columns]: the lane's of one half of the places, n from 16 v on. */

@@ -22,7 +22,7 @@
 
 #define DEPTH 2
 #define DEFAULT_ROWS 16384
-#define MAX_HIDDEN 32768              /* of add_norm */
+#define MAX_HIDDEN 16384              /* of add_norm */
 #define RESERVE ((size_t)256 << 20)   /* of device memory, left to the driver and to others */
 
 /* A batch under way. */
@@ -124,6 +124,8 @@ static int find_device(struct cuda *cuda, int index, struct error *err)
 		return error_set(err, ERR_UNSUPPORTED, "device cuda:%d: compute capability %d.%d, 8.0 is the least",
 				 index, properties.major, properties.minor);
 	cuda->forward.processors = properties.multiProcessorCount;
+	cuda->forward.on_chip = cuda->forward.chunked &&
+				chunk_segments_serves(&cuda->layout, properties.major, properties.minor);
 	snprintf(cuda->base.description, sizeof(cuda->base.description), "cuda %.48s sm_%d%d %s", properties.name,
 		 properties.major, properties.minor, precision_name(cuda->base.precision));
 	return 0;
@@ -188,7 +190,7 @@ static int choose_rows(struct cuda *cuda, const struct device_options *options, 
 		rows = DEFAULT_ROWS > window ? DEFAULT_ROWS / window * window : window;
 		while (rows > window) {
 			struct batch_limits limits = batch_limits(rows, rows, window, cuda->forward.chunked);
-			size_t bytes = forward_bytes(&cuda->layout, &limits, cuda->forward.bfloat16);
+			size_t bytes = forward_bytes(&cuda->forward, &limits);
 
 			if (bytes + DEPTH * output_bytes(cuda, rows) <= available / 4)
 				break;
@@ -266,7 +268,6 @@ static int make_forward(struct cuda *cuda, struct error *err)
 {
 	struct forward *f = &cuda->forward;
 
-	f->layout = cuda->layout;
 	f->weights = cuda->weights;
 	f->in_proj = &cuda->in_proj;
 	f->out_proj = &cuda->out_proj;
@@ -383,6 +384,7 @@ static int cuda_open(const struct model *model, const struct device_options *opt
 		.precision = choose_precision(model, options->precision),
 		.depth = DEPTH,
 	};
+	cuda->forward.layout = cuda->layout;
 	cuda->forward.bfloat16 = cuda->base.precision == PRECISION_BFLOAT16;
 	cuda->forward.chunked = forward_chunked(&cuda->layout, cuda->base.precision, options->window);
 	rc = build(cuda, options, err);

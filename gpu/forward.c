@@ -21,6 +21,7 @@ bool forward_chunked(const struct layout *layout, enum precision precision, size
 
 	return precision == PRECISION_BFLOAT16 && window >= CHUNK_MIN_WINDOW && layout->taps == 4 &&
 	       (layout->state == 64 || layout->state == 128) && head_dim % SLICE == 0 &&
+	       layout->inner / layout->groups % GROUP_COLUMNS == 0 &&
 	       (head_dim % columns == 0 || columns % head_dim == 0) && columns / head_dim <= CHUNK_HEADS(layout->state);
 }
 
@@ -30,11 +31,12 @@ struct sizes {
 	size_t state_chunks;
 };
 
-static struct sizes sizes_of(const struct layout *l, const struct batch_limits *limits, bool bfloat16)
+static struct sizes sizes_of(const struct forward *f, const struct batch_limits *limits)
 {
-	bool chunked = limits->chunks > 0;
-	size_t rows = limits->rows, number = bfloat16 ? 2 : 4, window_chunks, slices = (size_t)(l->inner / SLICE);
-	size_t parts = chunked ? (size_t)chunk_blocks(l) : (size_t)l->heads;
+	const struct layout *l = &f->layout;
+	size_t rows = limits->rows, number = f->bfloat16 ? 2 : 4, slices = (size_t)(l->inner / SLICE);
+	size_t parts = (size_t)(f->chunked ? l->inner / GROUP_COLUMNS : l->heads);
+	size_t window_chunks = (limits->window + CHUNK_ROWS - 1) / CHUNK_ROWS;
 	struct sizes s = {
 		.residual = rows * (size_t)l->hidden_cols * sizeof(float),
 		.normed = rows * (size_t)l->hidden_cols * number,
@@ -44,21 +46,20 @@ static struct sizes sizes_of(const struct layout *l, const struct batch_limits *
 		.squares = rows * parts * sizeof(float),
 	};
 
-	if (!chunked)
+	if (!f->chunked)
 		return s;
-	window_chunks = (limits->window + CHUNK_ROWS - 1) / CHUNK_ROWS;
-	s.state_chunks = (rows / limits->window + 1) * window_chunks;
-	s.x = s.state_chunks * slices * X_TILE * number;
-	s.bc = limits->units * 2 * (size_t)l->groups * 16 * (size_t)(l->state + BC_PAD) * number;
+	s.state_chunks = f->on_chip ? (rows / limits->window + 1) * window_chunks : limits->chunks;
+	s.x = s.state_chunks * slices * CHUNK_ROWS * SLICE * number;
+	s.bc = limits->units * 2 * (size_t)l->groups * 16 * (size_t)l->state * number;
 	s.scores = limits->score_tiles * (size_t)l->groups * 256 * sizeof(float);
 	s.steps = limits->units * (size_t)l->heads * 16 * STEP_PLANES * sizeof(float);
 	s.states = s.state_chunks * slices * SLICE * (size_t)l->state * number;
 	return s;
 }
 
-size_t forward_bytes(const struct layout *layout, const struct batch_limits *limits, bool bfloat16)
+size_t forward_bytes(const struct forward *forward, const struct batch_limits *limits)
 {
-	struct sizes s = sizes_of(layout, limits, bfloat16);
+	struct sizes s = sizes_of(forward, limits);
 
 	return s.residual + s.normed + s.proj + s.gated + s.mixed + s.squares + s.x + s.bc + s.scores + s.steps +
 	       s.states;
@@ -83,7 +84,7 @@ static int take(struct forward *f, size_t bytes, void *ret_memory, struct error 
 int forward_open(struct forward *forward, struct error *err)
 {
 	struct forward *f = forward;
-	struct sizes s = sizes_of(&f->layout, &f->limits, f->bfloat16);
+	struct sizes s = sizes_of(f, &f->limits);
 	struct { size_t bytes; void *to; } blocks[] = {
 		{ s.residual, &f->residual }, { s.normed, &f->normed }, { s.proj, &f->proj },
 		{ s.gated, &f->gated }, { s.mixed, &f->mixed }, { s.squares, &f->squares },
@@ -94,12 +95,12 @@ int forward_open(struct forward *forward, struct error *err)
 
 	for (size_t i = 0; i < sizeof(blocks) / sizeof(*blocks) && rc == 0; i++)
 		rc = take(f, blocks[i].bytes, blocks[i].to, err);
-	f->parts = f->chunked ? chunk_blocks(&f->layout) : f->layout.heads;
+	f->parts = f->chunked ? f->layout.inner / GROUP_COLUMNS : f->layout.heads;
 	f->state_chunks = s.state_chunks;
 	f->chunk.proj = f->proj;
 	f->chunk.gated = f->gated;
 	f->chunk.squares = f->squares;
-	if (rc == 0 && f->chunked)
+	if (rc == 0 && f->on_chip)
 		rc = cuda_check(chunk_segments_setup(), "preparing kernels", err);
 	if (rc == 0 && f->chunked)
 		rc = cuda_check(chunk_states_setup(), "preparing kernels", err);
@@ -116,8 +117,8 @@ void forward_close(struct forward *forward)
 }
 
 /*
- * A segment's chunks follow each other, on one block for every few slices.  Where that leaves most processors idle
- * behind the longest segment, all chunks at once win, although their states go through memory.
+ * A segment's chunks follow each other, on one block for every few heads.  Where that leaves most processors idle behind
+ * the longest segment, all chunks at once win, although their states go through memory.
  */
 enum mixer forward_mixer(const struct forward *forward, const struct batch_size *size)
 {
@@ -125,6 +126,8 @@ enum mixer forward_mixer(const struct forward *forward, const struct batch_size 
 
 	if (!forward->chunked)
 		return MIXER_SCAN;
+	if (!forward->on_chip)
+		return MIXER_CHUNKS;
 	if (size->longest > 1 && size->longest * (size_t)forward->processors > size->chunks * blocks &&
 	    size->chunks <= forward->state_chunks)
 		return MIXER_CHUNKS;
@@ -150,7 +153,7 @@ static cudaError_t next_layer(const struct forward *f, int i, size_t rows)
 		.output_dtype = f->output_dtype,
 	};
 
-	return add_norm(&f->layout, &args, f->bfloat16, f->view, rows, f->stream);
+	return add_norm(&f->layout, &args, f->bfloat16, f->view, rows, f->processors, f->stream);
 }
 
 static cudaError_t mix(const struct forward *f, int i, const struct batch_size *size, enum mixer mixer)
@@ -164,7 +167,7 @@ static cudaError_t mix(const struct forward *f, int i, const struct batch_size *
 		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
 	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->stream);
 	if (status == cudaSuccess && mixer == MIXER_SEGMENTS)
-		return chunk_segments(l, weights, i, &f->chunk, f->view, size->segments, f->stream);
+		return chunk_segments(l, weights, i, &f->chunk, f->view, size->segments, f->processors, f->stream);
 	if (status == cudaSuccess)
 		status = chunk_states(l, i, &f->chunk, f->view, size->segments, f->stream);
 	if (status == cudaSuccess)

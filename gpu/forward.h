@@ -16,7 +16,7 @@
 #include "model/device.h"
 #include "model/error.h"
 
-/* How the mixers run.  A row by row; or in chunks, a segment at a time, or all chunks at once: the same bits. */
+/* How the mixers run: row by row; or in chunks, a segment at a time, or all chunks at once: the same bits. */
 enum mixer { MIXER_SCAN, MIXER_SEGMENTS, MIXER_CHUNKS, MIXER_COUNT };
 
 #define FORWARD_BLOCKS 16
@@ -25,6 +25,7 @@ struct forward {
 	struct layout layout;
 	struct batch_limits limits;
 	bool bfloat16, chunked;
+	bool on_chip;   /* MIXER_SEGMENTS serves this shape on this device */
 	int processors; /* of the device */
 	const struct weights *weights;
 	const struct matmul *in_proj, *out_proj;
@@ -50,8 +51,8 @@ struct forward {
 /* Whether this shape and window run in chunks. */
 bool forward_chunked(const struct layout *layout, enum precision precision, size_t window);
 
-/* Bytes of device memory that forward_open takes. */
-size_t forward_bytes(const struct layout *layout, const struct batch_limits *limits, bool bfloat16);
+/* Bytes of device memory that forward_open would take with these limits. */
+size_t forward_bytes(const struct forward *forward, const struct batch_limits *limits);
 
 /* Take working memory; what comes before it in the struct is the caller's to set. */
 int forward_open(struct forward *forward, struct error *err);

@@ -50,7 +50,7 @@ int graphs_open(struct graphs *graphs, const struct forward *forward, struct err
 	for (size_t i = 0; i < n; i++) {
 		graphs->rungs[i].rows = rows[i];
 		for (enum mixer mixer = 0; mixer < MIXER_COUNT && rc == 0; mixer++)
-			if ((mixer == MIXER_SCAN) == !forward->chunked)
+			if ((mixer == MIXER_SCAN) == !forward->chunked && (mixer != MIXER_SEGMENTS || forward->on_chip))
 				rc = capture(forward, rows[i], mixer, &graphs->rungs[i].run[mixer], err);
 	}
 	if (rc == 0)

@@ -66,6 +66,17 @@ static __device__ inline void store8(bfloat16 *to, const float v[8])
 	*(uint4 *)to = pack8(v);
 }
 
+/* Eight numbers as they are. */
+static __device__ inline void copy8(const float *from, float v[8])
+{
+	load8(from, v);
+}
+
+static __device__ inline void copy8(const bfloat16 *from, bfloat16 v[8])
+{
+	*(uint4 *)v = *(const uint4 *)from;
+}
+
 static __device__ inline float widen(float v)
 {
 	return v;

@@ -1,0 +1,153 @@
+/*
+ * Device code of Hopper (sm_90a): products of a warpgroup, 128 threads, whose operands lie in shared memory, and bulk
+ * copies that report to an mbarrier.
+ *
+ * Operands in shared memory are made of cores: 8 x 8 bfloat16, rows of 16 bytes one after another.  A descriptor says
+ * where the first core lies, and how far apart cores are along the product's inner dimension and along the other.
+ */
+#ifndef GPU_WGMMA_CUH
+#define GPU_WGMMA_CUH
+
+#include <stdint.h>
+
+static __device__ inline uint32_t shared_address(const void *at)
+{
+	return (uint32_t)__cvta_generic_to_shared(at);
+}
+
+/* An operand whose rows run along the inner dimension (K-major): bytes between cores along it, and across. */
+static __device__ inline uint64_t operand_along(const void *at, int inner, int outer)
+{
+	return (uint64_t)(shared_address(at) >> 4) | (uint64_t)(inner >> 4) << 16 | (uint64_t)(outer >> 4) << 32;
+}
+
+/* An operand whose rows run across the inner dimension (MN-major): the descriptor's fields mean the same. */
+static __device__ inline uint64_t operand_across(const void *at, int inner, int outer)
+{
+	return operand_along(at, inner, outer);
+}
+
+/* Between other uses of registers and products that read or write them. */
+static __device__ inline void warpgroup_fence(void)
+{
+	asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ inline void warpgroup_commit(void)
+{
+	asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/* Until at most N committed groups are under way. */
+template <int N> static __device__ inline void warpgroup_wait(void)
+{
+	asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+/* A barrier of one warpgroup; ids from 1. */
+static __device__ inline void warpgroup_barrier(int id)
+{
+	asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
+}
+
+/* Make the thread's writes to shared memory visible to products and bulk copies. */
+static __device__ inline void publish_to_async(void)
+{
+	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+#define ACC_8(d, i)                                                                                                  \
+	"+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),  \
+		"+f"(d[i + 7])
+#define ACC_32(d, i) ACC_8(d, i), ACC_8(d, i + 8), ACC_8(d, i + 16), ACC_8(d, i + 24)
+#define NAMES_32                                                                                                     \
+	"%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "  \
+	"%23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_64                                                                                                     \
+	NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
+		 "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+/* d [64, 64] (+)= a [64, 16] b [16, 64]^T: both from shared memory, K-major; ADD false: d starts from zero. */
+template <bool ADD>
+static __device__ inline void product_along(float (&d)[32], uint64_t a, uint64_t b)
+{
+	asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_32 "}, %32, %33, %34, 1, 1, 0, 0;"
+		     : ACC_32(d, 0)
+		     : "l"(a), "l"(b), "n"(ADD));
+}
+
+/* d [64, 64] += a [64, 16] b [16, 64]: a from registers, laid out as for mma.sync, b MN-major. */
+static __device__ inline void product_across(float (&d)[32], const uint32_t (&a)[4], uint64_t b)
+{
+	asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_32 "}, {%32, %33, %34, %35}, %36, "
+		     "1, 1, 1, 1;"
+		     : ACC_32(d, 0)
+		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/* The same with 128 columns. */
+static __device__ inline void product_across(float (&d)[64], const uint32_t (&a)[4], uint64_t b)
+{
+	asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_64 "}, {%64, %65, %66, %67}, "
+		     "%68, 1, 1, 1, 1;"
+		     : ACC_32(d, 0), ACC_32(d, 32)
+		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/* Four cores from registers to shared memory; lane l gives the address of row l % 8 of core l / 8. */
+static __device__ inline void store_cores(void *row, const uint32_t (&r)[4])
+{
+	asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+		     "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+		     : "memory");
+}
+
+/* An mbarrier on which `arrivals` arrive in each phase. */
+static __device__ inline void mbarrier_init(uint64_t *barrier, int arrivals)
+{
+	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+static __device__ inline void mbarrier_invalidate(uint64_t *barrier)
+{
+	asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+static __device__ inline void mbarrier_arrive(uint64_t *barrier)
+{
+	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+/* Arrive, and let the phase end only when so many bytes have been copied. */
+static __device__ inline void mbarrier_expect(uint64_t *barrier, int bytes)
+{
+	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+		     : "memory");
+}
+
+/* Arrive when the copies that the thread has started with cp.async are done. */
+static __device__ inline void mbarrier_arrive_behind_copies(uint64_t *barrier)
+{
+	asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+/* Wait for the end of the phase with this parity. */
+static __device__ inline void mbarrier_wait(uint64_t *barrier, int parity)
+{
+	asm volatile("{\n"
+		     ".reg .pred done;\n"
+		     "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+		     "@!done bra again;\n"
+		     "}" ::"r"(shared_address(barrier)), "r"(parity)
+		     : "memory");
+}
+
+/* Copy bytes, a multiple of 16, from global to shared memory; barrier hears of it. */
+static __device__ inline void bulk_copy(void *to, const void *from, int bytes, uint64_t *barrier)
+{
+	asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+			     shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(barrier))
+		     : "memory");
+}
+
+#endif
