@@ -54,18 +54,12 @@ e2e() {
 # Without those of AVX-512, which valgrind does not know, and the long comparisons of check_cpu, which would take it
 # most of an hour; the sanitizers see both.  A test that exits with 77 has nothing to test on this machine.
 unit_tests_in_valgrind() {
-	tests=$(find build-tests/gcc/tests -name "check_*" ! -name "*avx512*" ! -name "*determinism" -type f -executable)
-	for test in $tests; do
-		unset CK_RUN_CASE
-		if [ "${test##*/}" = check_cpu ]; then
-			export CK_RUN_CASE=device
-		fi
-		status=0
-		CK_FORK=no valgrind --quiet --error-exitcode=9 --leak-check=full "$test" || status=$?
-		if [ "$status" != 0 ] && [ "$status" != 77 ]; then
-			return "$status"
-		fi
-	done
+	find build-tests/gcc/tests -name "check_*" ! -name "*avx512*" ! -name "*determinism" -type f -executable -print0 |
+		xargs -0 -P "$(nproc)" -I TEST sh -c '
+			case TEST in
+			*/check_cpu) export CK_RUN_CASE=device ;;
+			esac
+			CK_FORK=no valgrind --quiet --error-exitcode=9 --leak-check=full TEST || [ $? = 77 ]'
 }
 
 shell_scripts() {
