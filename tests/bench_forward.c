@@ -248,6 +248,15 @@ static void measure(const struct options *options, struct bench *bench, struct r
 	qsort(result->ms, result->passes, sizeof *result->ms, by_length);
 }
 
+static double mean(const struct result *result)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < result->passes; i++)
+		sum += result->ms[i];
+	return sum / (double)result->passes;
+}
+
 static void print(const struct options *options, const struct bench *bench, const struct result *result)
 {
 	const struct shape *shape = &bench->model->shape;
@@ -259,8 +268,9 @@ static void print(const struct options *options, const struct bench *bench, cons
 	       "\"windows\": %zu, \"threads\": %zu, ", options->model ? options->model : options->shape,
 	       bench->device->description, precision_name(bench->device->precision), options->streams,
 	       options->window, options->windows, result->best.threads);
-	printf("\"rows_per_s\": %.1f, \"ms_per_forward\": %.4f, \"ms_median\": %.4f, \"matmul_gflops\": %.1f, ",
-	       rows / seconds, result->ms[0], result->ms[result->passes / 2], 2e-9 * weights * rows / seconds);
+	printf("\"rows_per_s\": %.1f, \"ms_per_forward\": %.4f, \"ms_median\": %.4f, \"ms_mean\": %.4f, "
+	       "\"matmul_gflops\": %.1f, ", rows / seconds, result->ms[0], result->ms[result->passes / 2],
+	       mean(result), 2e-9 * weights * rows / seconds);
 	printf("\"limit_matmul_gflops\": %.1f, \"limit_bytes_per_s\": %.4g, \"matmul_only_ms\": %.4f, "
 	       "\"weight_bytes\": %zu, \"cache_bytes\": %zu}\n", result->best.matmul_gflops,
 	       result->best.bytes_per_s, result->best.matmul_only_ms, result->best.weight_bytes,
