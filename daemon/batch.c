@@ -171,8 +171,10 @@ static bool form(struct server *server, struct server_job *job)
 		log_warning("out of memory for hidden states: %zu of %zu streams wait", job->n_entries - n,
 			    job->n_entries);
 	job->n_entries = n;
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < n; i++) {
+		server->stats.batch_rows += job->entries[i].rows;
 		submit_rows(server, &job->entries[i]);
+	}
 	job->job.batch = (struct batch){ .segments = job->segments, .n_segments = n };
 	return n > 0;
 }

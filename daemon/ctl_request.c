@@ -208,7 +208,7 @@ int ctl_request(int argc, char **argv)
 		free(r.bytes);
 		return ctl_fail(r.name, CTL_USAGE, &error);
 	}
-	if (!r.address && !runtime_control_address(own, sizeof own, &error))
+	if (!r.address && !runtime_find_control(own, sizeof own, &error))
 		r.address = own;
 	if (!r.address || client_new(CLIENT_CONTROL, r.address, &client, &error) ||
 	    client_request(client, r.bytes, r.size, commands[r.command].timeout_ms, &answer, &error))

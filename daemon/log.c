@@ -6,6 +6,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/systemd.h"
+#include "protocol/streamid.h"
+
 static enum log_level log_level = LOG_LEVEL_INFO;
 
 /* syslog's numbers */
@@ -24,29 +27,61 @@ bool log_enabled(enum log_level level)
 	return level <= log_level;
 }
 
-void log_line(enum log_level level, const char *format, ...)
+/* To stderr, in one write. */
+static void write_line(enum log_level level, const char *text)
 {
 	char line[1024];
-	size_t used = 0;
 	int n;
-	va_list args;
+
+	if (isatty(STDERR_FILENO))
+		n = snprintf(line, sizeof line, "%s\n", text);
+	else
+		n = snprintf(line, sizeof line, "<%d>%s\n", priority[level], text);
+	if (write(STDERR_FILENO, line, (size_t)n) < 0)
+		return; /* nobody is left to tell */
+}
+
+static void write_about(enum log_level level, const struct log_about *about, const char *format, va_list args)
+	__attribute__((format(printf, 3, 0)));
+
+static void write_about(enum log_level level, const struct log_about *about, const char *format, va_list args)
+{
+	static int journal = -1; /* not known yet */
+	char text[1000], stream[STREAMID_TEXT_MAX];
 
 	if (!log_enabled(level))
 		return;
-	if (!isatty(STDERR_FILENO))
-		used = (size_t)snprintf(line, sizeof line, "<%d>", priority[level]);
+	if (journal < 0)
+		journal = systemd_journal();
+	vsnprintf(text, sizeof text, format, args);
+	for (char *c = text; *c; c++)
+		if ((unsigned char)*c < ' ')
+			*c = ' ';
+	if (!journal)
+		write_line(level, text);
+	else
+		systemd_log(priority[level], text,
+			    about->stream_size ? streamid_format(about->stream, about->stream_size, stream) : NULL,
+			    about->code);
+}
+
+void log_line(enum log_level level, const char *format, ...)
+{
+	const struct log_about nothing = { NULL, 0, NULL };
+	va_list args;
+
 	va_start(args, format);
-	n = vsnprintf(line + used, sizeof line - used - 1, format, args);
+	write_about(level, &nothing, format, args);
 	va_end(args);
-	used += n < 0 ? 0 : (size_t)n;
-	if (used > sizeof line - 2)
-		used = sizeof line - 2;
-	for (size_t i = 0; i < used; i++)
-		if ((unsigned char)line[i] < ' ')
-			line[i] = ' ';
-	line[used++] = '\n';
-	if (write(STDERR_FILENO, line, used) < 0)
-		return; /* nobody is left to tell */
+}
+
+void log_about(enum log_level level, const struct log_about *about, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	write_about(level, about, format, args);
+	va_end(args);
 }
 
 bool log_tap_open(struct log_tap *tap, unsigned burst)

@@ -1,11 +1,13 @@
 /*
- * The daemon's log: one line an event on stderr, with journald's priority prefix ("<4>") unless stderr is a terminal.
+ * The daemon's log: one line an event on stderr, with journald's priority prefix ("<4>") unless stderr is a terminal;
+ * where it is the journal itself, with fields that say what the line is about.
  * Only daemon/ logs; model, gpu and protocol return errors.
  */
 #ifndef DAEMON_LOG_H
 #define DAEMON_LOG_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_NOTICE, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
@@ -14,6 +16,15 @@ void log_set_level(enum log_level level);
 bool log_enabled(enum log_level level);
 
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The same about a stream [size], or with a code of PROTOCOL.md, or both: fields STREAM and CODE in the journal. */
+struct log_about {
+	const void *stream;
+	size_t stream_size; /* 0: about none */
+	const char *code;   /* NULL: without one */
+};
+void log_about(enum log_level level, const struct log_about *about, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
 
 #define log_error(...) log_line(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warning(...) log_line(LOG_LEVEL_WARNING, __VA_ARGS__)

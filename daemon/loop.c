@@ -169,8 +169,8 @@ int server_open(struct server *server, const struct config *config, struct error
 	server->itemsize = dtype_size((enum dtype)config->output.dtype);
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
 	    (rc = table_init(&server->saved, err)) || (rc = table_init(&server->waiters, err)) ||
-	    (rc = open_signals(server, err)) || (rc = open_device(server, err)) || (rc = open_pools(server, err)) ||
-	    (rc = batch_init(server, err)) || (rc = states_open(server, err)) ||
+	    (rc = open_signals(server, err)) || (rc = service_load(&server->service, err)) ||
+	    (rc = open_device(server, err)) || (rc = open_pools(server, err)) || (rc = batch_init(server, err)) || (rc = states_open(server, err)) ||
 	    (rc = worker_new(server->device, &server->worker, err)))
 		return rc;
 	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
@@ -204,6 +204,7 @@ void server_free(struct server *server)
 	struct held *held;
 	int linger = left > 0 && server->phase == SERVER_STOPPING ? (int)left : 0;
 
+	service_free(&server->service);
 	worker_free(server->worker);
 	endpoint_message_clear(&server->message);
 	endpoint_free(server->ingest, linger);
@@ -243,6 +244,7 @@ void server_drain(struct server *server, bool stop)
 	if (stop && server->phase != SERVER_STOPPING) {
 		server->deadline_ms = server->now_ms + (int64_t)(server->config->shutdown_timeout * 1000);
 		log_notice("stopping: finishing what was accepted, for up to %g s", server->config->shutdown_timeout);
+		service_stopping(server);
 	}
 	if (server->phase == SERVER_SERVING)
 		for (entry = table_next(&server->streams, NULL); entry; entry = next) {
@@ -358,8 +360,10 @@ int server_run(struct server *server, struct error *err)
 
 	server->now_ms = (int64_t)(now_ns() / 1000000);
 	log_notice("ready");
+	service_ready(server);
 	while (!rc && !server->failed) {
 		int64_t due = stream_timers(server), save_due = saving_start(server), load_due = resuming_go_on(server);
+		int64_t service_due = service_turn(server);
 
 		batch_start(server);
 		publish_acks(server);
@@ -371,6 +375,7 @@ int server_run(struct server *server, struct error *err)
 					 server->config->shutdown_timeout, server->state_stats.failing ? ": " : "",
 					 server->state_stats.failing ? server->state_stats.why : "");
 		due = save_due < due ? save_due : due;
+		due = service_due < due ? service_due : due;
 		rc = turn(server, load_due < due ? load_due : due, err);
 	}
 	return rc ? rc : error_set(err, ERR_SYSTEM, "a socket failed");

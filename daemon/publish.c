@@ -256,11 +256,12 @@ void publish_refusal(struct server *server, const void *identity, size_t identit
 		     const struct message *refusal)
 {
 	struct peer peer = { .identity_size = identity_size };
+	struct log_about about = { .stream = id, .stream_size = id_size, .code = refusal_name(refusal->code) };
 
 	server->stats.refused[refusal_index(refusal->code)]++;
 	if (log_tap_open(&server->refusals, 5))
-		log_info("refused (%s): %s%s", refusal_name(refusal->code), refusal->text,
-			 server->refusals.missed ? " (and others)" : "");
+		log_about(LOG_LEVEL_INFO, &about, "refused (%s): %s%s", about.code, refusal->text,
+			  server->refusals.missed ? " (and others)" : "");
 	if (!identity || identity_size > sizeof peer.identity)
 		return;
 	memcpy(peer.identity, identity, identity_size);

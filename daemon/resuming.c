@@ -82,10 +82,11 @@ static void go_live(struct server *server, struct stream *stream, bool saved)
 /* It cannot be had: the messages that waited are refused with why. */
 static void give_up(struct server *server, struct stream *stream, struct saved *saved, const char *why)
 {
+	struct log_about about = { stream->id, stream->id_size, refusal_name(REFUSED_STATE_DAMAGED) };
 	struct held_list list = stream->held;
 
 	stream->held = (struct held_list){ NULL, NULL };
-	log_error("stream cannot be resumed: %s", why);
+	log_about(LOG_LEVEL_ERROR, &about, "stream cannot be resumed: %s", why);
 	server->state_stats.damaged++;
 	if (saved) {
 		free(saved->damage);
@@ -99,6 +100,7 @@ static void give_up(struct server *server, struct stream *stream, struct saved *
 /* Take over what reading taught about the generations. */
 static void learn(struct server *server, struct stream *stream, struct saved *saved, const struct store_job *task)
 {
+	struct log_about about = { stream->id, stream->id_size, refusal_name(REFUSED_STATE_DAMAGED) };
 	bool damaged = false;
 
 	for (size_t i = 0; i < task->generations.n; i++) {
@@ -115,7 +117,7 @@ static void learn(struct server *server, struct stream *stream, struct saved *sa
 	if (task->found)
 		stream->epoch = task->state->epoch;
 	server->state_stats.damaged++;
-	log_warning("%s; the state before it is used", task->damage.text);
+	log_about(LOG_LEVEL_WARNING, &about, "%s; the state before it is used", task->damage.text);
 	publish_event(server, stream, EVENT_RESET, task->state->position,
 		      "the newest state is damaged: resumed from the one before");
 }

@@ -7,6 +7,7 @@
  *	stream.c   the lives of streams: begin, flush, end, make way for the next
  *	states.h   streams to disk and back
  *	commands.c the control socket
+ *	service.h  what systemd is told
  *	loop.c     waits for sockets, worker, signals and timers, and calls the above
  *
  * All of it runs on one thread; nothing here is locked.
@@ -22,6 +23,7 @@
 #include "daemon/list.h"
 #include "daemon/log.h"
 #include "daemon/pool.h"
+#include "daemon/service.h"
 #include "daemon/states.h"
 #include "daemon/stream.h"
 #include "daemon/table.h"
@@ -50,7 +52,7 @@ struct server_job {
 
 /* Counters since the start. */
 struct stats {
-	uint64_t messages_in, rows_in, rows_out, windows, batches, failed_batches;
+	uint64_t messages_in, rows_in, rows_out, windows, batches, batch_rows, failed_batches;
 	uint64_t duplicate_rows, gaps, drops, stalls;
 	uint64_t refused[REFUSAL_COUNT];
 };
@@ -107,6 +109,7 @@ struct server {
 	uint64_t started_ns;
 	bool failed;          /* stop and exit nonzero */
 	int signal_fd;
+	struct service service;
 	struct log_tap refusals, drops;
 	struct stats stats;
 };

@@ -28,6 +28,7 @@ struct worker {
 	bool failed;    /* fail what is handed over until all is collected */
 	size_t outside; /* jobs handed over and not collected */
 	uint64_t busy_ns, last_ns;
+	uint64_t progress_ns; /* when a job was last finished, or handed over to a worker without one */
 	int fd;
 };
 
@@ -128,7 +129,7 @@ static void *waiter_run(void *arg)
 		worker->failed |= job->error.code != 0;
 		worker->busy_ns +=
 			job->ended_ns - (job->started_ns > worker->last_ns ? job->started_ns : worker->last_ns);
-		worker->last_ns = job->ended_ns;
+		worker->last_ns = worker->progress_ns = job->ended_ns;
 		push(&worker->done, pop(&worker->running));
 		pthread_cond_broadcast(&worker->changed);
 		while (write(worker->fd, &one, sizeof one) < 0 && errno == EINTR)
@@ -172,6 +173,8 @@ int worker_new(struct device *device, struct worker **ret_worker, struct error *
 		stop_thread(worker, worker->starter);
 		goto fail;
 	}
+	pthread_setname_np(worker->starter, "worker-starter");
+	pthread_setname_np(worker->waiter, "worker-waiter");
 	*ret_worker = worker;
 	return 0;
 fail:
@@ -198,6 +201,8 @@ void worker_free(struct worker *worker)
 void worker_submit(struct worker *worker, struct job *job)
 {
 	pthread_mutex_lock(&worker->lock);
+	if (!worker->handed.n && !worker->running.n)
+		worker->progress_ns = now_ns();
 	push(&worker->handed, job);
 	worker->outside++;
 	pthread_cond_broadcast(&worker->changed);
@@ -222,6 +227,17 @@ struct job *worker_collect(struct worker *worker)
 		count = 0; /* nothing to read: fine */
 	pthread_mutex_unlock(&worker->lock);
 	return job;
+}
+
+uint64_t worker_stuck_ns(struct worker *worker)
+{
+	uint64_t since, now;
+
+	pthread_mutex_lock(&worker->lock);
+	now = now_ns();
+	since = worker->outside > worker->done.n ? worker->progress_ns : now;
+	pthread_mutex_unlock(&worker->lock);
+	return now - since;
 }
 
 uint64_t worker_busy_ns(struct worker *worker)

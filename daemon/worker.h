@@ -46,6 +46,9 @@ int worker_fd(const struct worker *worker);
 /* The next finished job, in order; NULL if there is none. */
 struct job *worker_collect(struct worker *worker);
 
+/* Nanoseconds since it last finished a job, or got one while it had none; 0: it has none. */
+uint64_t worker_stuck_ns(struct worker *worker);
+
 /* Nanoseconds spent with at least one batch on the device. */
 uint64_t worker_busy_ns(struct worker *worker);
 

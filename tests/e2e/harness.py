@@ -84,7 +84,7 @@ def settings_arguments(settings):
 class Daemon:
     """A mamba2d process with ipc sockets in a folder of its own; settings override by dotted key."""
 
-    def __init__(self, model, **settings):
+    def __init__(self, model, start=True, **settings):
         self.folder = tempfile.mkdtemp(prefix="mamba2d-")
         self.ingest, self.publish, self.control = (f"ipc://{self.folder}/{name}" for name in ("in", "out", "ctl"))
         self.settings = {"model": model, "precision": "float32", "device": "cpu", "log.level": "debug",
@@ -94,7 +94,8 @@ class Daemon:
         self.context = zmq.Context()
         self.process = None
         self.environment = {}  # more variables, for the next start
-        self.start()
+        if start:
+            self.start()
 
     def start(self):
         with open(self.log_path, "ab") as log:
