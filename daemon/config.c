@@ -558,8 +558,11 @@ void config_print(const struct config *config, FILE *file)
 		}
 		if (!dot)
 			fputc('\n', file);
-		fprintf(file, "%s# %s. Default: %s\n%s%s: ", indent, keys[i].help,
-			*keys[i].fallback ? keys[i].fallback : "none", indent, dot ? dot + 1 : keys[i].name);
+		fprintf(file, "%s# %s", indent, keys[i].help);
+		if (keys[i].kind == KIND_UINT)
+			fprintf(file, "; %" PRIu64 " to %" PRIu64, keys[i].least, keys[i].most);
+		fprintf(file, ". Default: %s\n%s%s: ", *keys[i].fallback ? keys[i].fallback : "none", indent,
+			dot ? dot + 1 : keys[i].name);
 		print_value(&keys[i], (const char *)config + keys[i].offset, file);
 		fputc('\n', file);
 	}

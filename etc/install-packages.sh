@@ -9,7 +9,8 @@ python="python3 python3-zmq python3-msgpack python3-numpy python3-matplotlib"
 for option in "$@"; do
 	case $option in
 	--example) packages="$packages $python" ;;
-	--tests) packages="$packages $python python3-pytest python3-yaml check valgrind clang libclang-rt-14-dev shellcheck xz-utils" ;;
+	--tests) packages="$packages $python python3-pytest python3-yaml check valgrind clang libclang-rt-14-dev shellcheck"
+		packages="$packages xz-utils mandoc man-db" ;;
 	*) echo "usage: $0 [--example] [--tests]" >&2; exit 2 ;;
 	esac
 done
