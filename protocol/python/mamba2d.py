@@ -259,7 +259,8 @@ class Client:
 
         pos is the position of rows[0].  Without it, a client that does not know the stream goes on where the daemon
         has it.  A producer that was restarted, or had an exception from an earlier call, passes the first position
-        whose hidden state it lacks, and the rows from there on.
+        whose hidden state it lacks, and the rows from there on.  Where the daemon has no state that is old enough, it
+        needs rows from before pos: then Refused has the code "gap", and `expected` is the pos to call again with.
 
         Raises Refused; TimeoutError after `timeout` seconds without a word from the daemon.  Rows of that call may
         have been accepted then, and a call without pos goes on after them.
