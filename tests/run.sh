@@ -63,7 +63,7 @@ unit_tests_in_valgrind() {
 }
 
 shell_scripts() {
-	shellcheck autogen.sh .ci/run etc/*.sh tests/*.sh
+	shellcheck autogen.sh .ci/run etc/*.sh tests/*.sh tests/systemd/*.sh
 }
 
 mkdir -p build-tests

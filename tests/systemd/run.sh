@@ -1,0 +1,51 @@
+#!/bin/sh
+# The units under a real systemd: builds mamba2d for /usr, boots a minimal Debian 12 with it in a container, and lets
+# inside.sh try it there.  Needs root, and the packages debootstrap and systemd-container.
+#
+#	tests/systemd/run.sh [ROOT]     ROOT: the folder of the Debian, made if missing (default: build-tests/systemd-root)
+set -eu
+cd "$(dirname "$0")/../.."
+build="build-tests/systemd"
+root=${1:-build-tests/systemd-root}
+packages=systemd,systemd-sysv,dbus,procps,gdb-minimal,libzmq5,libmsgpackc2,libyaml-0-2,libjansson4,libxxhash0,libsystemd0
+packages=$packages,libmicrohttpd12
+
+mkdir -p "$build"
+[ -x configure ] || ./autogen.sh
+(
+	cd "$build"
+	[ -f Makefile ] || ../../configure -q --prefix=/usr --sysconfdir=/etc --without-cuda
+	make -s -j "$(nproc)"
+)
+[ -e "$root/usr/bin/systemd" ] || [ -e "$root/usr/lib/systemd/systemd" ] ||
+	debootstrap --variant=minbase --include="$packages" bookworm "$root"
+
+make -s -C "$build" install DESTDIR="$(realpath "$root")" >/dev/null
+rm -rf "$root/srv/mamba2d" "$root/var/lib/private" "$root/var/lib/mamba2d" "$root/var/log/journal" "$root/trial"
+mkdir -p "$root/srv/mamba2d" "$root/etc/mamba2d" "$root/trial"
+cp -r tests/golden/seed-46032 "$root/srv/mamba2d/model"
+cp etc/mamba2d.yaml "$root/etc/mamba2d"
+sed 's/570/580/; s,/var/lib/mamba2d,/var/lib/mamba2d-second,' etc/mamba2d.yaml >"$root/etc/mamba2d/second.yaml"
+cp tests/systemd/inside.sh "$root/trial"
+/usr/bin/python3 - "$root/trial" <<'END'
+import sys, numpy
+numpy.save(sys.argv[1] + "/rows.npy", numpy.random.default_rng(1).normal(size=(1000, 64)).astype("f4"))
+numpy.save(sys.argv[1] + "/narrow.npy", numpy.zeros((3, 63), "f4"))
+END
+cat >"$root/etc/systemd/system/trial.service" <<'END'
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'sh /trial/inside.sh >/trial/log 2>&1; echo $? >/trial/status'
+ExecStopPost=systemctl poweroff --no-block
+END
+mkdir -p "$root/etc/systemd/system/default.target.wants"
+ln -sf ../trial.service "$root/etc/systemd/system/default.target.wants/trial.service"
+
+# Where systemd does not run the host it cannot be told of the container.
+unmanaged=
+[ -d /run/systemd/system ] || unmanaged="--register=no --keep-unit"
+# shellcheck disable=SC2086 # two words
+timeout 300 systemd-nspawn -q $unmanaged --private-network --machine=mamba2d-trial -D "$root" --boot \
+	>"$build/console" 2>&1 </dev/null || true
+cat "$root/trial/log"
+[ "$(cat "$root/trial/status")" = 0 ]
