@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "daemon/reload.h"
 #include "daemon/requests.h"
 #include "protocol/control.h"
 
@@ -229,6 +230,31 @@ static int command_drain(struct server *server, const struct control *request, s
 	return 0;
 }
 
+static void put_names(struct control_writer *answer, const char *name, const struct config_change *changes, size_t n,
+		      bool live)
+{
+	control_open_array(answer, name);
+	for (size_t i = 0; i < n; i++)
+		if (changes[i].live == live)
+			control_put_str(answer, NULL, changes[i].name);
+	control_close(answer);
+}
+
+/* reload: read the configuration again; the names of the keys that changed, and of those that need a restart. */
+static int command_reload(struct server *server, const struct control *request, struct control_writer *answer,
+			  struct error *err)
+{
+	struct config_change changes[CONFIG_CHANGES_MAX];
+	size_t n;
+
+	(void)request;
+	if (reload(server, changes, &n, err))
+		return err->code;
+	put_names(answer, "changed", changes, n, true);
+	put_names(answer, "restart", changes, n, false);
+	return 0;
+}
+
 static const struct {
 	const char *name;
 	command *run;
@@ -236,6 +262,7 @@ static const struct {
 	{ "status", command_status }, { "streams", command_streams }, { "reset", command_reset },
 	{ "close", command_close }, { "drain", command_drain }, { "snapshot", requests_snapshot },
 	{ "export", requests_export }, { "import", requests_import }, { "fork", requests_fork },
+	{ "reload", command_reload },
 };
 
 static int run(struct server *server, const void *bytes, size_t size, struct control_writer *answer, struct error *err)
@@ -250,7 +277,7 @@ static int run(struct server *server, const void *bytes, size_t size, struct con
 		if (cmd && strlen(commands[i].name) == length && !memcmp(commands[i].name, cmd, length))
 			return commands[i].run(server, &request, answer, err);
 	return error_set(err, REFUSED_BAD_HEADER,
-			 "cmd: expected status, streams, reset, close, drain, snapshot, export, import or fork");
+			 "cmd: expected status, streams, reset, close, drain, snapshot, export, import, fork or reload");
 }
 
 static int answer_request(struct server *server, size_t frame, struct error *err)

@@ -12,26 +12,8 @@
 #include <string.h>
 #include <yaml.h>
 
+#include "daemon/config_key.h"
 #include "daemon/generations.h"
-
-enum kind { KIND_STRING, KIND_STRINGS, KIND_UINT, KIND_SECONDS, KIND_CHOICE };
-
-struct choice {
-	const char *name;
-	int value;
-};
-
-struct key {
-	const char *name; /* "section.key" */
-	enum kind kind;
-	size_t offset;        /* in struct config */
-	const char *fallback; /* as YAML */
-	const char *help;
-	uint64_t least, most;         /* KIND_UINT */
-	bool automatic;               /* KIND_UINT: "auto" is written for 0 */
-	const struct choice *choices; /* KIND_CHOICE */
-	bool (*valid)(const char *text); /* KIND_STRINGS: may be NULL */
-};
 
 static const struct choice precisions[] = {
 	{ "auto", PRECISION_AUTO }, { "float32", PRECISION_FLOAT32 }, { "bfloat16", PRECISION_BFLOAT16 }, { NULL, 0 }
@@ -67,56 +49,60 @@ static bool layer_valid(const char *text)
 #define AT(field) offsetof(struct config, field)
 #define GIB (UINT64_C(1) << 30)
 
-static const struct key keys[] = {
+const struct key config_keys[] = {
 	{ "model", KIND_STRING, AT(model), "",
-	  "folder of the checkpoint (config.json, *.safetensors); required", 0, 0, false, NULL, NULL },
+	  "folder of the checkpoint (config.json, *.safetensors); required", .live = false },
 	{ "device", KIND_STRING, AT(device), "auto",
-	  "auto, cpu, cuda or cuda:N; auto takes a GPU that fits the model", 0, 0, false, NULL, NULL },
+	  "auto, cpu, cuda or cuda:N; auto takes a GPU that fits the model", .live = false },
 	{ "precision", KIND_CHOICE, AT(precision), "auto",
-	  "auto, float32 or bfloat16; auto follows the checkpoint where the device is good at it", 0, 0, false, precisions, NULL },
+	  "auto, float32 or bfloat16; auto follows the checkpoint where the device is good at it",
+	  .choices = precisions },
 	{ "threads", KIND_UINT, AT(threads), "auto",
-	  "CPU threads; auto: as many as the process may use", 1, 1024, true, NULL, NULL },
+	  "CPU threads; auto: as many as the process may use", .least = 1, .most = 1024, .automatic = true },
 	{ "window", KIND_UINT, AT(window), "256",
-	  "rows; caches advance by whole windows", 1, 65536, false, NULL, NULL },
+	  "rows; caches advance by whole windows", .least = 1, .most = 65536 },
 	{ "output.dtype", KIND_CHOICE, AT(output.dtype), "float32",
-	  "of hidden states: float32, float16 or bfloat16", 0, 0, false, dtypes, NULL },
+	  "of hidden states: float32, float16 or bfloat16", .choices = dtypes },
 	{ "output.rows", KIND_CHOICE, AT(output.rows), "all",
-	  "all, or last: only the last row of each window", 0, 0, false, rows, NULL },
+	  "all, or last: only the last row of each window", .choices = rows },
 	{ "output.layers", KIND_STRINGS, AT(output.layers), "[final]",
-	  "which hidden states: final (after the last norm) and layer numbers from 0", 0, 0, false, NULL, layer_valid },
+	  "which hidden states: final (after the last norm) and layer numbers from 0", .valid = layer_valid },
 	{ "sockets.ingest", KIND_STRINGS, AT(sockets.ingest), "[\"tcp://127.0.0.1:5701\"]",
-	  "ROUTER for producers; an address, or >ADDRESS to connect", 0, 0, false, NULL, NULL },
+	  "ROUTER for producers; an address, or >ADDRESS to connect", .live = false },
 	{ "sockets.subscribe", KIND_STRINGS, AT(sockets.subscribe), "[]",
-	  "SUB for producers that publish; >ADDRESS connects to one that binds", 0, 0, false, NULL, NULL },
+	  "SUB for producers that publish; >ADDRESS connects to one that binds", .live = false },
 	{ "sockets.publish", KIND_STRINGS, AT(sockets.publish), "[\"tcp://127.0.0.1:5702\"]",
-	  "XPUB for consumers", 0, 0, false, NULL, NULL },
+	  "XPUB for consumers", .live = false },
 	{ "sockets.control", KIND_STRINGS, AT(sockets.control), "[auto]",
-	  "ROUTER for mamba2ctl; auto: an ipc socket in the runtime folder", 0, 0, false, NULL, NULL },
-	{ "streams.max", KIND_UINT, AT(streams.max), "1024", "streams open at once", 1, 10000000, false, NULL, NULL },
+	  "ROUTER for mamba2ctl; auto: an ipc socket in the runtime folder", .live = false },
+	{ "streams.max", KIND_UINT, AT(streams.max), "1024",
+	  "streams open at once", .least = 1, .most = 10000000, .live = true },
 	{ "streams.idle_timeout", KIND_SECONDS, AT(streams.idle_timeout), "0",
-	  "seconds without a message after which a stream leaves memory; 0: never", 0, 0, false, NULL, NULL },
+	  "seconds without a message after which a stream leaves memory; 0: never", .live = true },
 	{ "streams.on_gap", KIND_CHOICE, AT(streams.on_gap), "auto",
-	  "when rows are missing: reject, reset or skip; auto: reject on ROUTER, reset on SUB", 0, 0, false, gaps, NULL },
+	  "when rows are missing: reject, reset or skip; auto: reject on ROUTER, reset on SUB",
+	  .choices = gaps, .live = true },
 	{ "streams.flush_after", KIND_SECONDS, AT(streams.flush_after), "0",
-	  "seconds after which the rows of an unfinished window are emitted; 0: never", 0, 0, false, NULL, NULL },
+	  "seconds after which the rows of an unfinished window are emitted; 0: never", .live = true },
 	{ "state.dir", KIND_STRING, AT(state.dir), "",
-	  "folder in which streams outlive the daemon; empty: they do not", 0, 0, false, NULL, NULL },
+	  "folder in which streams outlive the daemon; empty: they do not", .live = false },
 	{ "state.interval", KIND_SECONDS, AT(state.interval), "30",
-	  "seconds after which the state of a stream that changed is written", 0, 0, false, NULL, NULL },
+	  "seconds after which the state of a stream that changed is written", .live = true },
 	{ "state.keep", KIND_UINT, AT(state.keep), "2",
-	  "states kept of each stream", 1, GENERATIONS_KEEP_MAX, false, NULL, NULL },
+	  "states kept of each stream", .least = 1, .most = GENERATIONS_KEEP_MAX, .live = true },
 	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864",
-	  "bytes; largest payload accepted", 1024, 4 * GIB, false, NULL, NULL },
+	  "bytes; largest payload accepted", .least = 1024, .most = 4 * GIB },
 	{ "limits.credit_rows", KIND_UINT, AT(limits.credit_rows), "16384",
-	  "rows that one peer may have accepted but not done", 1, GIB, false, NULL, NULL },
+	  "rows that one peer may have accepted but not done", .least = 1, .most = GIB, .live = true },
 	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto",
-	  "rows in one batch, at least a window", 1, GIB, true, NULL, NULL },
+	  "rows in one batch, at least a window", .least = 1, .most = GIB, .automatic = true },
 	{ "log.level", KIND_CHOICE, AT(log.level), "info",
-	  "error, warning, notice, info or debug", 0, 0, false, levels, NULL },
+	  "error, warning, notice, info or debug", .choices = levels, .live = true },
 	{ "shutdown_timeout", KIND_SECONDS, AT(shutdown_timeout), "30",
-	  "seconds that SIGTERM leaves for finishing and publishing what was accepted", 0, 0, false, NULL, NULL },
+	  "seconds that SIGTERM leaves for finishing and publishing what was accepted", .live = true },
 };
-#define N_KEYS (sizeof keys / sizeof keys[0])
+#define N_KEYS (sizeof config_keys / sizeof config_keys[0])
+const size_t config_n_keys = N_KEYS;
 
 /* Where a value stands, for errors: "etc/mamba2d.yaml:3:9" or "-s window". */
 struct place {
@@ -145,8 +131,8 @@ static int bad(const struct place *place, struct error *err, const char *format,
 static const struct key *key_find(const char *name)
 {
 	for (size_t i = 0; i < N_KEYS; i++)
-		if (!strcmp(keys[i].name, name))
-			return &keys[i];
+		if (!strcmp(config_keys[i].name, name))
+			return &config_keys[i];
 	return NULL;
 }
 
@@ -156,7 +142,7 @@ static bool section_exists(const char *section)
 	size_t length = strlen(section);
 
 	for (size_t i = 0; i < N_KEYS; i++)
-		if (!strncmp(keys[i].name, section, length) && keys[i].name[length] == '.')
+		if (!strncmp(config_keys[i].name, section, length) && config_keys[i].name[length] == '.')
 			return true;
 	return false;
 }
@@ -172,7 +158,7 @@ static int set_string(char **field, const char *text, struct error *err)
 	return 0;
 }
 
-static void list_clear(struct string_list *list)
+void string_list_clear(struct string_list *list)
 {
 	for (size_t i = 0; i < list->n; i++)
 		free(list->item[i]);
@@ -180,7 +166,7 @@ static void list_clear(struct string_list *list)
 	*list = (struct string_list){ NULL, 0 };
 }
 
-static int list_add(struct string_list *list, const char *text, struct error *err)
+int string_list_add(struct string_list *list, const char *text, struct error *err)
 {
 	char **item = realloc(list->item, (list->n + 1) * sizeof *item);
 
@@ -249,7 +235,7 @@ static int set_scalar(const struct key *key, void *field, const char *text, cons
 	case KIND_STRINGS:
 		if (key->valid && !key->valid(text))
 			return bad(place, err, "\"%s\", expected %s", text, key->help);
-		return list_add(field, text, err);
+		return string_list_add(field, text, err);
 	case KIND_UINT:
 		return set_uint(key, field, text, place, err);
 	case KIND_SECONDS:
@@ -270,7 +256,7 @@ static int set_node(struct config *config, const struct key *key, yaml_document_
 	place->name = key->name;
 	place->mark = node->start_mark;
 	if (key->kind == KIND_STRINGS)
-		list_clear(field);
+		string_list_clear(field);
 	if (node->type == YAML_SCALAR_NODE)
 		return set_scalar(key, field, (const char *)node->data.scalar.value, place, err);
 	if (key->kind != KIND_STRINGS || node->type != YAML_SEQUENCE_NODE)
@@ -366,7 +352,7 @@ static int expect_end(yaml_parser_t *parser, struct place *place, struct error *
 	return root ? bad(place, err, "a second document, expected one") : 0;
 }
 
-int config_read(struct config *config, const char *path, struct error *err)
+static int read_file(struct config *config, const char *path, struct error *err)
 {
 	struct place place = { .file = path };
 	yaml_parser_t parser;
@@ -397,7 +383,7 @@ int config_read(struct config *config, const char *path, struct error *err)
 	return rc;
 }
 
-int config_override(struct config *config, const char *assignment, struct error *err)
+static int override(struct config *config, const char *assignment, struct error *err)
 {
 	const char *equals = strchr(assignment, '=');
 	char name[128];
@@ -431,39 +417,48 @@ int config_override(struct config *config, const char *assignment, struct error 
 	return rc;
 }
 
-int config_init(struct config *config, struct error *err)
+static int set_defaults(struct config *config, struct error *err)
 {
 	*config = (struct config){ .model = NULL };
 	for (size_t i = 0; i < N_KEYS; i++) {
 		char assignment[256];
 		int rc;
 
-		snprintf(assignment, sizeof assignment, "%s=%s", keys[i].name, keys[i].fallback);
-		rc = config_override(config, assignment, err);
+		snprintf(assignment, sizeof assignment, "%s=%s", config_keys[i].name, config_keys[i].fallback);
+		rc = override(config, assignment, err);
 		if (rc)
 			return rc;
 	}
 	return 0;
 }
 
+int config_load(struct config *config, const struct config_source *source, struct error *err)
+{
+	int rc = set_defaults(config, err);
+
+	for (size_t i = 0; i < source->files.n && !rc; i++)
+		rc = read_file(config, source->files.item[i], err);
+	for (size_t i = 0; i < source->overrides.n && !rc; i++)
+		rc = override(config, source->overrides.item[i], err);
+	return rc;
+}
+
 void config_free(struct config *config)
 {
 	for (size_t i = 0; i < N_KEYS; i++) {
-		void *field = (char *)config + keys[i].offset;
+		void *field = (char *)config + config_keys[i].offset;
 
-		if (keys[i].kind == KIND_STRING)
+		if (config_keys[i].kind == KIND_STRING)
 			free(*(char **)field);
-		else if (keys[i].kind == KIND_STRINGS)
-			list_clear(field);
+		else if (config_keys[i].kind == KIND_STRINGS)
+			string_list_clear(field);
 	}
 	free(config->output.outputs);
 	*config = (struct config){ .model = NULL };
 }
 
-int config_finish(struct config *config, struct error *err)
+int config_check(const struct config *config, struct error *err)
 {
-	struct string_list *layers = &config->output.layers;
-
 	if (!config->model[0])
 		return error_set(err, ERR_ARGUMENT, "model: expected the folder of a checkpoint (-s model=DIR)");
 	if (!config->sockets.ingest.n && !config->sockets.subscribe.n)
@@ -474,8 +469,17 @@ int config_finish(struct config *config, struct error *err)
 	if (config->limits.credit_rows < config->window)
 		return error_set(err, ERR_ARGUMENT, "limits.credit_rows: %" PRIu64 " is less than a window of %" PRIu64,
 				 config->limits.credit_rows, config->window);
-	if (!layers->n)
+	if (!config->output.layers.n)
 		return error_set(err, ERR_ARGUMENT, "output.layers: expected at least one of final and layer numbers");
+	return 0;
+}
+
+int config_finish(struct config *config, struct error *err)
+{
+	struct string_list *layers = &config->output.layers;
+
+	if (config_check(config, err))
+		return err->code;
 	free(config->output.outputs);
 	config->output.outputs = calloc(layers->n, sizeof *config->output.outputs);
 	if (!config->output.outputs)
@@ -548,22 +552,22 @@ void config_print(const struct config *config, FILE *file)
 	char section[64] = "";
 
 	for (size_t i = 0; i < N_KEYS; i++) {
-		const char *dot = strchr(keys[i].name, '.');
-		int length = dot ? (int)(dot - keys[i].name) : 0;
+		const char *dot = strchr(config_keys[i].name, '.');
+		int length = dot ? (int)(dot - config_keys[i].name) : 0;
 		const char *indent = dot ? "  " : "";
 
-		if (strncmp(section, keys[i].name, (size_t)length) || section[length] || !i) {
-			snprintf(section, sizeof section, "%.*s", length, keys[i].name);
+		if (strncmp(section, config_keys[i].name, (size_t)length) || section[length] || !i) {
+			snprintf(section, sizeof section, "%.*s", length, config_keys[i].name);
 			fprintf(file, length ? "\n%s:\n" : "%s", section);
 		}
 		if (!dot)
 			fputc('\n', file);
-		fprintf(file, "%s# %s", indent, keys[i].help);
-		if (keys[i].kind == KIND_UINT)
-			fprintf(file, "; %" PRIu64 " to %" PRIu64, keys[i].least, keys[i].most);
-		fprintf(file, ". Default: %s\n%s%s: ", *keys[i].fallback ? keys[i].fallback : "none", indent,
-			dot ? dot + 1 : keys[i].name);
-		print_value(&keys[i], (const char *)config + keys[i].offset, file);
+		fprintf(file, "%s# %s", indent, config_keys[i].help);
+		if (config_keys[i].kind == KIND_UINT)
+			fprintf(file, "; %" PRIu64 " to %" PRIu64, config_keys[i].least, config_keys[i].most);
+		fprintf(file, "%s. Default: %s\n%s%s: ", config_keys[i].live ? "; live" : "", *config_keys[i].fallback ? config_keys[i].fallback : "none", indent,
+			dot ? dot + 1 : config_keys[i].name);
+		print_value(&config_keys[i], (const char *)config + config_keys[i].offset, file);
 		fputc('\n', file);
 	}
 }

@@ -1,6 +1,6 @@
 /*
  * The configuration: a YAML file and overrides from the command line, checked strictly.  daemon/config.c holds the one
- * table of keys from which parsing, defaults and --print-config follow.
+ * table of keys from which parsing, defaults, --print-config and reloading follow.
  */
 #ifndef DAEMON_CONFIG_H
 #define DAEMON_CONFIG_H
@@ -58,23 +58,43 @@ struct config {
 	double shutdown_timeout; /* seconds */
 };
 
-/* Set every key to its default.  Free with config_free. */
-int config_init(struct config *config, struct error *err);
+/* Where a configuration comes from, so that it can be read again: files, then what overrides them. */
+struct config_source {
+	struct string_list files;     /* paths */
+	struct string_list overrides; /* "key.sub=value"; the value is YAML */
+};
+
+int string_list_add(struct string_list *list, const char *text, struct error *err); /* a copy */
+void string_list_clear(struct string_list *list);
+
+/*
+ * Every key's default, the files' values over them, the overrides over those.  Errors give file, line and column.
+ * Free with config_free, also after a failure.
+ */
+int config_load(struct config *config, const struct config_source *source, struct error *err);
 void config_free(struct config *config);
 
-/* Read a YAML file over config.  Errors give file, line and column.  On failure config is fit for config_free only. */
-int config_read(struct config *config, const char *path, struct error *err);
-
-/* Apply "key.sub=value"; the value is YAML. */
-int config_override(struct config *config, const char *assignment, struct error *err);
-
-/* Check what concerns several keys, and derive output.outputs. */
+/* Check what concerns several keys.  config_finish also derives output.outputs. */
+int config_check(const struct config *config, struct error *err);
 int config_finish(struct config *config, struct error *err);
 
 /* Check what concerns the model. */
 int config_suits(const struct config *config, const struct model *model, struct error *err);
 
-/* Write all keys as a YAML file with a comment on each: its meaning, its unit and its default. */
+/* Write all keys as a YAML file with a comment on each: its meaning, its unit, if it is live, and its default. */
 void config_print(const struct config *config, FILE *file);
+
+/* A key whose values differ: in two configurations.  live: it can be changed while the daemon runs. */
+struct config_change {
+	const char *name;
+	bool live;
+};
+#define CONFIG_CHANGES_MAX 128
+
+/* The keys in which a and b differ; returns how many. */
+size_t config_compare(const struct config *a, const struct config *b, struct config_change changes[CONFIG_CHANGES_MAX]);
+
+/* Exchange the values of all live keys. */
+void config_swap_live(struct config *a, struct config *b);
 
 #endif

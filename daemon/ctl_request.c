@@ -1,6 +1,6 @@
 /*
- * mamba2ctl status, streams, reset, close, drain, snapshot, export, import, fork: one control request, its answer
- * printed or, where it is a stream's state, written to a file.
+ * mamba2ctl status, streams, reset, close, drain, reload, snapshot, export, import, fork: one control request, its
+ * answer printed or, where it is a stream's state, written to a file.
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -38,6 +38,7 @@ static const struct {
 	{ "reset", TIMEOUT_MS, { { STREAM, "stream", true } } },
 	{ "close", TIMEOUT_MS, { { STREAM, "stream", true } } },
 	{ "drain", TIMEOUT_MS, { { NONE, NULL, false } } },
+	{ "reload", TIMEOUT_MS, { { NONE, NULL, false } } },
 	{ "snapshot", STATE_TIMEOUT_MS, { { STREAM, "stream", false } } },
 	{ "export", STATE_TIMEOUT_MS, { { STREAM, "stream", true }, { FILE_OUT, "state", true } } },
 	{ "import", STATE_TIMEOUT_MS, { { FILE_IN, "state", true }, { STREAM, "stream", false } } },

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/reload.h"
 #include "daemon/requests.h"
 #include "daemon/runtime.h"
 
@@ -139,7 +140,7 @@ static int open_sockets(struct server *server, struct error *err)
 	return rc;
 }
 
-/* SIGTERM and SIGINT arrive through a file descriptor, from now on in every thread. */
+/* Signals arrive through a file descriptor, from now on in every thread. */
 static int open_signals(struct server *server, struct error *err)
 {
 	sigset_t set;
@@ -147,17 +148,18 @@ static int open_signals(struct server *server, struct error *err)
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
 	if (sigprocmask(SIG_BLOCK, &set, NULL) || signal(SIGPIPE, SIG_IGN) == SIG_ERR)
 		return error_system(err, "signals");
 	server->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	return server->signal_fd < 0 ? error_system(err, "signals") : 0;
 }
 
-int server_open(struct server *server, const struct config *config, struct error *err)
+int server_open(struct server *server, struct config *config, const struct config_source *source, struct error *err)
 {
 	int rc;
 
-	*server = (struct server){ .config = config, .signal_fd = -1, .started_ns = now_ns() };
+	*server = (struct server){ .config = config, .source = source, .signal_fd = -1, .started_ns = now_ns() };
 	list_init(&server->ready);
 	list_init(&server->dirty);
 	list_init(&server->stalled);
@@ -257,11 +259,17 @@ void server_drain(struct server *server, bool stop)
 
 static void read_signals(struct server *server)
 {
+	struct config_change changes[CONFIG_CHANGES_MAX];
 	struct signalfd_siginfo info;
+	struct error error;
+	size_t n;
 
 	while (read(server->signal_fd, &info, sizeof info) == (ssize_t)sizeof info) {
 		log_notice("%s from process %u", strsignal((int)info.ssi_signo), info.ssi_pid);
-		server_drain(server, true);
+		if (info.ssi_signo == SIGHUP)
+			reload(server, changes, &n, &error); /* which logs */
+		else
+			server_drain(server, true);
 	}
 }
 

@@ -23,6 +23,7 @@ static const char usage[] =
 	"  reset STREAM            start a stream anew: next epoch, zero cache\n"
 	"  close STREAM            flush and close a stream\n"
 	"  drain                   take no more input; what was accepted goes out\n"
+	"  reload                  read the configuration again; names what changed and what needs a restart\n"
 	"  snapshot [STREAM]       save what has changed, and return when it is on disk\n"
 	"  export STREAM FILE      a stream's state as a safetensors file\n"
 	"  import FILE [STREAM]    make a stream of such a file, under another id if one is given\n"
@@ -43,6 +44,7 @@ static const struct {
 } commands[] = {
 	{ "encode", ctl_encode }, { "send", ctl_send }, { "recv", ctl_recv }, { "status", ctl_request },
 	{ "streams", ctl_request }, { "reset", ctl_request }, { "close", ctl_request }, { "drain", ctl_request },
+	{ "reload", ctl_request },
 	{ "snapshot", ctl_request }, { "export", ctl_request }, { "import", ctl_request }, { "fork", ctl_request },
 };
 

@@ -26,8 +26,8 @@ static const char usage[] =
 
 enum mode { MODE_RUN, MODE_CHECK, MODE_PRINT, MODE_LEAVE };
 
-/* Read the command line into config; what is printed at once is printed here. */
-static int read_options(int argc, char **argv, struct config *config, enum mode *ret_mode, struct error *err)
+/* Read the command line; what is printed at once is printed here. */
+static int read_options(int argc, char **argv, struct config_source *source, enum mode *ret_mode, struct error *err)
 {
 	static const struct option options[] = {
 		{ "check", no_argument, NULL, 'C' }, { "print-config", no_argument, NULL, 'P' },
@@ -38,10 +38,11 @@ static int read_options(int argc, char **argv, struct config *config, enum mode 
 	*ret_mode = MODE_RUN;
 	while (!rc && (option = getopt_long(argc, argv, "c:s:h", options, NULL)) != -1) {
 		switch (option) {
-		case 'c': /* files first, overrides over them: a second walk applies -s */
-			rc = config_read(config, optarg, err);
+		case 'c':
+			rc = string_list_add(&source->files, optarg, err);
 			break;
 		case 's':
+			rc = string_list_add(&source->overrides, optarg, err);
 			break;
 		case 'C':
 			*ret_mode = MODE_CHECK;
@@ -63,10 +64,6 @@ static int read_options(int argc, char **argv, struct config *config, enum mode 
 	}
 	if (!rc && optind < argc)
 		return error_set(err, ERR_ARGUMENT, "%s: not an option; see mamba2d --help", argv[optind]);
-	optind = 1;
-	while (!rc && (option = getopt_long(argc, argv, "c:s:h", options, NULL)) != -1)
-		if (option == 's')
-			rc = config_override(config, optarg, err);
 	return rc;
 }
 
@@ -85,10 +82,10 @@ static int check(const struct config *config, struct error *err)
 	return rc;
 }
 
-static int serve(const struct config *config, struct error *err)
+static int serve(struct config *config, const struct config_source *source, struct error *err)
 {
 	static struct server server;
-	int rc = server_open(&server, config, err);
+	int rc = server_open(&server, config, source, err);
 
 	if (!rc)
 		rc = server_run(&server, err);
@@ -98,25 +95,38 @@ static int serve(const struct config *config, struct error *err)
 	return rc;
 }
 
+/* Do what the command line asks for. */
+static int run(enum mode mode, struct config *config, const struct config_source *source, struct error *err)
+{
+	int rc = config_load(config, source, err);
+
+	if (rc)
+		return rc;
+	if (mode == MODE_PRINT) {
+		config_print(config, stdout);
+		return 0;
+	}
+	log_set_level((enum log_level)config->log.level);
+	rc = config_finish(config, err);
+	if (rc)
+		return rc;
+	return mode == MODE_CHECK ? check(config, err) : serve(config, source, err);
+}
+
 int main(int argc, char **argv)
 {
+	struct config_source source = { { NULL, 0 }, { NULL, 0 } };
+	struct config config = { .model = NULL };
 	struct error err = { 0 };
-	struct config config;
 	enum mode mode;
-	int rc = config_init(&config, &err);
+	int rc = read_options(argc, argv, &source, &mode, &err);
 
-	if (!rc)
-		rc = read_options(argc, argv, &config, &mode, &err);
-	if (!rc && mode == MODE_PRINT)
-		config_print(&config, stdout);
-	if (!rc && (mode == MODE_RUN || mode == MODE_CHECK)) {
-		log_set_level((enum log_level)config.log.level);
-		rc = config_finish(&config, &err);
-		if (!rc)
-			rc = mode == MODE_CHECK ? check(&config, &err) : serve(&config, &err);
-	}
+	if (!rc && mode != MODE_LEAVE)
+		rc = run(mode, &config, &source, &err);
 	if (rc)
 		log_error("%s", err.text);
 	config_free(&config);
+	string_list_clear(&source.files);
+	string_list_clear(&source.overrides);
 	return rc ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -8,6 +8,7 @@
  *	states.h   streams to disk and back
  *	commands.c the control socket
  *	service.h  what systemd is told
+ *	reload.h   the configuration again, while running
  *	loop.c     waits for sockets, worker, signals and timers, and calls the above
  *
  * All of it runs on one thread; nothing here is locked.
@@ -60,7 +61,8 @@ struct stats {
 enum server_phase { SERVER_SERVING, SERVER_DRAINING, SERVER_STOPPING };
 
 struct server {
-	const struct config *config;
+	struct config *config; /* only reload.c changes it */
+	const struct config_source *source;
 	struct model *model;
 	struct device *device;
 	struct worker *worker;
@@ -117,10 +119,10 @@ struct server {
 /* --- loop.c --- */
 
 /* Build everything; addresses are bound and the device is warm when it returns.  Free with server_free, in any case. */
-int server_open(struct server *server, const struct config *config, struct error *err);
+int server_open(struct server *server, struct config *config, const struct config_source *source, struct error *err);
 void server_free(struct server *server);
 
-/* Serve until SIGTERM, SIGINT or a lost device.  0 if all that was accepted was published. */
+/* Serve until SIGTERM, SIGINT or a lost device; SIGHUP reloads.  0 if all that was accepted was published. */
 int server_run(struct server *server, struct error *err);
 
 /* Stop taking input; with stop, also leave once all that was accepted is published. */

@@ -82,14 +82,15 @@ def settings_arguments(settings):
 
 
 class Daemon:
-    """A mamba2d process with ipc sockets in a folder of its own; settings override by dotted key."""
+    """A mamba2d process with ipc sockets in a folder of its own; settings, by dotted key, override a file."""
 
-    def __init__(self, model, start=True, **settings):
+    def __init__(self, model, start=True, config=None, **settings):
         self.folder = tempfile.mkdtemp(prefix="mamba2d-")
         self.ingest, self.publish, self.control = (f"ipc://{self.folder}/{name}" for name in ("in", "out", "ctl"))
         self.settings = {"model": model, "precision": "float32", "device": "cpu", "log.level": "debug",
                          "sockets.ingest": self.ingest, "sockets.publish": self.publish,
                          "sockets.control": self.control, **settings}
+        self.options = ["-c", config] if config else []
         self.log_path = os.path.join(self.folder, "log")
         self.context = zmq.Context()
         self.process = None
@@ -99,8 +100,9 @@ class Daemon:
 
     def start(self):
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen([MAMBA2D, *settings_arguments(self.settings)], stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=log, env={**os.environ, **self.environment})
+            self.process = subprocess.Popen([MAMBA2D, *self.options, *settings_arguments(self.settings)],
+                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            env={**os.environ, **self.environment})
         try:
             self.ask("status")
         except BaseException:

@@ -1,0 +1,87 @@
+/*
+ * Reloading, asked for by SIGHUP or the control command.  Everything that can fail happens before anything changes:
+ * the new configuration is checked by itself, and again as what would run, as a live key may contradict one that
+ * keeps its running value.
+ */
+#include "daemon/reload.h"
+
+#include <string.h>
+
+#include "daemon/server.h"
+
+/* Check the configuration by itself. */
+static int check(const struct server *server, struct config *fresh, struct error *err)
+{
+	int rc = config_finish(fresh, err);
+
+	if (!rc && !strcmp(fresh->model, server->config->model))
+		rc = config_suits(fresh, server->model, err);
+	return rc;
+}
+
+/* Exchange the live keys of the running configuration for those of fresh; on failure nothing is changed. */
+static int take_over(struct server *server, struct config *fresh, struct error *err)
+{
+	struct error mistake;
+
+	config_swap_live(server->config, fresh);
+	if (!config_check(server->config, &mistake))
+		return 0;
+	config_swap_live(server->config, fresh);
+	return error_set(err, ERR_ARGUMENT, "beside the keys that need a restart: %.200s", mistake.text);
+}
+
+/* Bring what follows from the live keys in line with them. */
+static void apply(struct server *server)
+{
+	struct table_entry *entry = NULL;
+
+	log_set_level((enum log_level)server->config->log.level);
+	while ((entry = table_next(&server->streams, entry))) {
+		struct stream *stream = list_entry(entry, struct stream, entry);
+
+		if (server->config->streams.flush_after <= 0)
+			list_remove(&stream->unflushed);
+		stream_flush_later(server, stream);
+		if (stream->feeder && stream->feeder->router)
+			list_add(&server->dirty, &stream->dirty); /* the ack tells the credit */
+	}
+}
+
+static int reload_quietly(struct server *server, struct config_change changes[CONFIG_CHANGES_MAX], size_t *ret_n,
+			  struct error *err)
+{
+	struct config fresh;
+	size_t n;
+	int rc = config_load(&fresh, server->source, err);
+
+	if (!rc)
+		rc = check(server, &fresh, err);
+	if (!rc) {
+		n = config_compare(server->config, &fresh, changes);
+		rc = take_over(server, &fresh, err);
+	}
+	config_free(&fresh);
+	if (rc)
+		return rc;
+	apply(server);
+	*ret_n = n;
+	return 0;
+}
+
+int reload(struct server *server, struct config_change changes[CONFIG_CHANGES_MAX], size_t *ret_n, struct error *err)
+{
+	int rc;
+
+	service_reloading(server);
+	rc = reload_quietly(server, changes, ret_n, err);
+	service_ready(server);
+	if (rc) {
+		log_error("reload: nothing is changed: %s", err->text);
+		return rc;
+	}
+	for (size_t i = 0; i < *ret_n; i++)
+		log_notice("reload: %s %s", changes[i].name, changes[i].live ? "is changed" : "needs a restart");
+	log_notice("reloaded");
+	return 0;
+}
