@@ -116,7 +116,8 @@ static int command_status(struct server *server, const struct control *request, 
 static void put_stream(struct control_writer *answer, const struct stream *stream)
 {
 	static const char *const names[] = {
-		[STREAM_LIVE] = "live", [STREAM_RETIRED] = "retired", [STREAM_ENDING] = "ending"
+		[STREAM_LOADING] = "loading", [STREAM_LIVE] = "live", [STREAM_RETIRED] = "retired",
+		[STREAM_ENDING] = "ending"
 	};
 
 	control_open_map(answer, NULL);

@@ -63,15 +63,17 @@ static void refuse(struct server *server, struct request *request, const struct 
 	answer(server, request, bytes, control_finish(&writer));
 }
 
-static void succeed(struct server *server, struct request *request, const struct state *state, uint64_t next)
+/* stream: the one that was made; NULL: none was. */
+static void succeed(struct server *server, struct request *request, const struct stream *stream)
 {
 	char bytes[HEAD_BYTES];
 	struct control_writer writer;
 
 	control_begin_answer(&writer, bytes, sizeof bytes);
-	if (state)
-		control_put_uint(&writer, "epoch", state->epoch);
-	control_put_uint(&writer, "next", next);
+	if (stream) {
+		control_put_uint(&writer, "epoch", stream->epoch);
+		control_put_uint(&writer, "next", stream->next);
+	}
 	answer(server, request, bytes, control_finish(&writer));
 }
 
@@ -141,11 +143,10 @@ static void give(struct server *server, struct request *request, struct slot *sl
 
 void requests_resumed(struct server *server, struct request *request, struct stream *stream, const struct error *error)
 {
-	if (error->code) {
+	if (error->code)
 		refuse(server, request, error);
-		return;
-	}
-	succeed(server, request, NULL, stream->next);
+	else
+		succeed(server, request, stream);
 }
 
 /* --- a state goes out --- */
@@ -251,8 +252,8 @@ static void go_on_in(struct server *server, struct request *request)
 	frame = control_request_frame(&message);
 	if (control_read(message.frame[frame].data, message.frame[frame].size, &control, &error) ||
 	    control_get_bytes(&control, "state", &bytes, &size, &error) ||
-	    statefile_decode(bytes, size, "state", &server->model->shape, server->model->fingerprint, server->config->window,
-			     slot->state, &error)) {
+	    statefile_decode(bytes, size, "state", &server->model->shape, server->model->fingerprint,
+			     server->config->window, slot->state, &error)) {
 		error.code = error.code <= ERR_REFUSED ? error.code : REFUSED_STATE_DAMAGED;
 		refuse(server, request, &error);
 		return;
@@ -293,7 +294,7 @@ static void go_on_snapshot(struct server *server, struct request *request)
 		error_set(&error, REFUSED_INTERNAL, "%s", server->state_stats.why);
 		refuse(server, request, &error);
 	} else if (snapshot_done(server, request)) {
-		succeed(server, request, NULL, 0);
+		succeed(server, request, NULL);
 	}
 }
 
@@ -332,7 +333,8 @@ static int read_id(const struct control *control, const char *key, bool optional
 	if (control_get_bytes(control, key, &bytes, &size, err))
 		return err->code;
 	if ((!size && (bytes || !optional)) || size > MESSAGE_STREAM_MAX)
-		return error_set(err, REFUSED_BAD_HEADER, "%s: expected a stream id of 1 to %d bytes", key, MESSAGE_STREAM_MAX);
+		return error_set(err, REFUSED_BAD_HEADER, "%s: expected a stream id of 1 to %d bytes", key,
+				 MESSAGE_STREAM_MAX);
 	if (size)
 		memcpy(id, bytes, size);
 	*ret_size = size;
@@ -356,7 +358,8 @@ static int begin(struct server *server, const struct request *model, struct erro
 	return REQUEST_WAITS;
 }
 
-int requests_snapshot(struct server *server, const struct control *control, struct control_writer *writer, struct error *err)
+int requests_snapshot(struct server *server, const struct control *control, struct control_writer *writer,
+		      struct error *err)
 {
 	struct request request = {
 		.kind = REQUEST_SNAPSHOT, .since_ms = server->now_ms, .errors = server->state_stats.errors
@@ -378,7 +381,8 @@ int requests_snapshot(struct server *server, const struct control *control, stru
 	return begin(server, &request, err);
 }
 
-int requests_export(struct server *server, const struct control *control, struct control_writer *writer, struct error *err)
+int requests_export(struct server *server, const struct control *control, struct control_writer *writer,
+		    struct error *err)
 {
 	struct request request = { .kind = REQUEST_EXPORT };
 
@@ -388,7 +392,8 @@ int requests_export(struct server *server, const struct control *control, struct
 	return begin(server, &request, err);
 }
 
-int requests_fork(struct server *server, const struct control *control, struct control_writer *writer, struct error *err)
+int requests_fork(struct server *server, const struct control *control, struct control_writer *writer,
+		  struct error *err)
 {
 	struct request request = { .kind = REQUEST_FORK };
 
@@ -399,7 +404,8 @@ int requests_fork(struct server *server, const struct control *control, struct c
 	return begin(server, &request, err);
 }
 
-int requests_import(struct server *server, const struct control *control, struct control_writer *writer, struct error *err)
+int requests_import(struct server *server, const struct control *control, struct control_writer *writer,
+		    struct error *err)
 {
 	struct request request = { .kind = REQUEST_IMPORT };
 

@@ -14,8 +14,9 @@
  *
  *	snapshot {stream?}        save what has changed, of one stream or all, and answer when it is on disk
  *	export {stream}           answer {epoch, position, pending, state}, state being the bytes of a state file
- *	fork {stream, to}         make the stream `to` of a copy of `stream`; answer {next}
- *	import {stream?, state}   make a stream of the bytes of a state file, under another id if one is given; answer {next}
+ *	fork {stream, to}         make the stream `to` of a copy of `stream`; answer {epoch, next}
+ *	import {stream?, state}   make a stream of the bytes of a state file, under another id if one is given;
+ *	                          answer {epoch, next}
  *
  * A stream that exists already goes on from the state in its next epoch.
  */

@@ -191,7 +191,6 @@ void states_closed(struct server *server, struct stream *stream)
 uint64_t states_durable(struct server *server, struct stream *stream)
 {
 	const struct saved *saved = states_find(server, stream->key);
-
 	uint64_t durable;
 
 	if (!saved)
@@ -263,8 +262,8 @@ bool held_add(struct server *server, struct held_list *list, const struct endpoi
 
 	for (size_t i = 0; i < message->n_frames; i++)
 		bytes += message->frame[i].size;
-	if (server->held_bytes + bytes > 4 * server->config->limits.message_bytes)
-		return false;
+	if (server->held_bytes && server->held_bytes + bytes > 4 * server->config->limits.message_bytes)
+		return false; /* one alone, such as a state to import, is limited by its socket */
 	held = malloc(sizeof *held + bytes);
 	if (!held)
 		return false;

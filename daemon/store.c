@@ -48,6 +48,11 @@ static void state_name(const char *key, uint64_t number, char name[FILE_NAME])
 	snprintf(name, FILE_NAME, "%s-%016" PRIx64 STATE_SUFFIX, key, number);
 }
 
+static void mark_name(const char *key, char name[FILE_NAME])
+{
+	snprintf(name, FILE_NAME, "%s" CLOSED_SUFFIX, key);
+}
+
 /* --- the tasks --- */
 
 static uint64_t now_ns(void)
@@ -70,7 +75,7 @@ static int remove_mark(struct store *store, const char *key, struct error *err)
 {
 	char name[FILE_NAME];
 
-	snprintf(name, sizeof name, "%s" CLOSED_SUFFIX, key);
+	mark_name(key, name);
 	return unlinkat(store->folder, name, 0) && errno != ENOENT ? error_system(err, "%s: remove", name) : 0;
 }
 
@@ -94,7 +99,7 @@ static void task_write(struct store *store, struct store_job *job)
 /* Read one generation into the job's state and note what it says. */
 static int read_generation(struct store *store, struct store_job *job, struct generation *generation, struct error *err)
 {
-	char name[FILE_NAME];
+	char name[FILE_NAME], key[HASH_TEXT];
 	int rc;
 
 	state_name(job->key, generation->number, name);
@@ -102,6 +107,9 @@ static int read_generation(struct store *store, struct store_job *job, struct ge
 			    job->state, err);
 	if (rc)
 		return rc;
+	store_key(job->state->stream, job->state->stream_size, key);
+	if (strcmp(key, job->key))
+		return error_set(err, ERR_UNSUPPORTED, "%s: of another stream, by its metadata", name);
 	generation->known = true;
 	generation->epoch = job->state->epoch;
 	generation->reach = job->state->position + job->state->pending_rows;
@@ -165,7 +173,8 @@ static void task_remove(struct store *store, struct store_job *job)
 			return;
 	if (job->number && remove_generation(store, job->key, job->number, &job->error))
 		return;
-	remove_mark(store, job->key, &job->error);
+	if (!remove_mark(store, job->key, &job->error) && fsync(store->folder))
+		error_system(&job->error, "%s: fsync of the folder", job->key);
 }
 
 static void task_close(struct store *store, struct store_job *job)
@@ -173,7 +182,7 @@ static void task_close(struct store *store, struct store_job *job)
 	char name[FILE_NAME];
 	int fd;
 
-	snprintf(name, sizeof name, "%s" CLOSED_SUFFIX, job->key);
+	mark_name(job->key, name);
 	fd = openat(store->folder, name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0 || close(fd) || fsync(store->folder))
 		error_system(&job->error, "%s", name);
@@ -286,7 +295,7 @@ static int list_folder(int folder, struct found **ret_files, size_t *ret_n, stru
 	return 0;
 }
 
-/* Tell found of each stream once, with its generations. */
+/* Tell found of each stream once, with its generations.  A mark without any is what a removal left. */
 static int report(int folder, const struct found *files, size_t n, store_found *found, void *arg, struct error *err)
 {
 	for (size_t i = 0; i < n;) {
@@ -306,6 +315,11 @@ static int report(int folder, const struct found *files, size_t n, store_found *
 				generations_remove(&generations, generations.item[0].number);
 			}
 			generations_add(&generations, &(struct generation){ .number = files[i].number });
+		}
+		if (!generations.n) {
+			mark_name(key, name);
+			unlinkat(folder, name, 0);
+			continue;
 		}
 		rc = found(arg, key, &generations, closed, err);
 		if (rc)

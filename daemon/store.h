@@ -2,7 +2,9 @@
  * The store: the thread that writes, reads and removes state files, so that the loop never waits for a disk.
  *
  * Files are named HASH-NUMBER.safetensors: HASH is that of the stream id (which stands inside), NUMBER, in hex, grows
- * with each generation of any stream.  HASH.closed marks a closed stream whose last hidden states were not confirmed.
+ * with each generation of any stream.  HASH.closed, beside a stream's states, says that it is closed and its
+ * last hidden states are not confirmed.
+ *
  * The loop hands jobs over and collects them when done, in order; while the store has a job, nobody else touches it.
  */
 #ifndef DAEMON_STORE_H

@@ -306,8 +306,9 @@ void stream_settle(struct server *server, struct stream *stream)
 {
 	struct stream *after = stream->after;
 
-	if (stream->phase == STREAM_LOADING || stream->phase == STREAM_LIVE || stream->before || stream->in_flight || stream->outbox ||
-	    stream_more(server, stream, 0))
+	if (stream->phase == STREAM_LOADING || stream->phase == STREAM_LIVE || stream->before)
+		return;
+	if (stream->in_flight || stream->outbox || stream_more(server, stream, 0))
 		return;
 	if (stream->phase == STREAM_ENDING && !stream->end_sent) {
 		stream->end_sent = true;

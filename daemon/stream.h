@@ -72,7 +72,7 @@ struct stream {
 	struct peer *feeder; /* NULL: gone; whoever sends next takes over */
 	bool reply;          /* hidden states go to the feeder too */
 
-	/* After a gap reset the producer's own numbering goes on: its source_epoch, positions ahead by source_origin. */
+	/* After a gap reset the producer's own numbering goes on: in its source_epoch, ahead by source_origin. */
 	uint64_t source_epoch, source_origin;
 
 	struct cache *cache;

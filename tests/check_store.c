@@ -286,11 +286,11 @@ START_TEST(the_folder_is_listed)
 	make_file(path("notes", 0, ".txt"));
 	make_file(path("0123", 0, "-0000000000000001.safetensors"));
 	open_store();
-	ck_assert_uint_eq(n_found, 3);
+	ck_assert_uint_eq(n_found, 2);
 	for (size_t i = 0; i < n_found; i++) {
 		bool first = !strcmp(found[i].key, key);
 
-		ck_assert(first || !strcmp(found[i].key, second) || !strcmp(found[i].key, third));
+		ck_assert(first || !strcmp(found[i].key, second));
 		ck_assert(found[i].closed == !first);
 		if (!first)
 			continue;
@@ -299,6 +299,8 @@ START_TEST(the_folder_is_listed)
 		ck_assert_uint_eq(found[i].generations.item[1].number, 0x1f);
 		ck_assert(!found[i].generations.item[0].known && !found[i].generations.item[1].known);
 	}
+	ck_assert_int_eq(access(path(second, 0, ".closed"), F_OK), 0);
+	ck_assert_int_eq(access(path(third, 0, ".closed"), F_OK), -1);
 	ck_assert(!there(5, ".safetensors.part"));
 	ck_assert(there(6, ".safetensors.damaged"));
 	ck_assert_int_eq(access(path("notes", 0, ".txt"), F_OK), 0);
@@ -417,6 +419,22 @@ START_TEST(another_window_or_what_cannot_be_read_stands_in_the_way)
 }
 END_TEST
 
+START_TEST(the_state_of_another_stream_under_this_name)
+{
+	struct store_job job = job_of(STORE_WRITE);
+
+	write_one(1, 0);
+	job.number = 2;
+	job.state = state_at(0, 20);
+	job.state->stream[0] = 'S';
+	do_job(&job);
+	state_free(job.state);
+	job = read_one(2, false, 0, 0);
+	assert_error(&job, ERR_UNSUPPORTED, "of another stream");
+	ck_assert(there(1, ".safetensors") && there(2, ".safetensors"));
+}
+END_TEST
+
 START_TEST(rewinding)
 {
 	struct store_job job;
@@ -503,6 +521,7 @@ int main(void)
 	tcase_add_test(tcase, a_damaged_one_is_put_aside);
 	tcase_add_test(tcase, all_damaged);
 	tcase_add_test(tcase, another_window_or_what_cannot_be_read_stands_in_the_way);
+	tcase_add_test(tcase, the_state_of_another_stream_under_this_name);
 	tcase_add_test(tcase, rewinding);
 	tcase_add_test(tcase, rewinding_past_damage);
 	tcase_add_test(tcase, closed_streams);
