@@ -131,6 +131,8 @@ static void save_failed(struct server *server, struct slot *slot, const struct e
 	if (stream) {
 		stream->slot = NULL;
 		saving_note(server, stream);
+		if (link_listed(&stream->unsaved))
+			saving_hurry(server, stream); /* once the disk is tried again */
 	}
 	states_free_slot(server, slot);
 }

@@ -94,14 +94,15 @@ class Daemon:
         self.log_path = os.path.join(self.folder, "log")
         self.context = zmq.Context()
         self.process = None
-        self.environment = {}  # more variables, for the next start
+        self.environment = {}  # more variables, for the next start,
+        self.prefix = []       # and a command that runs it
         if start:
             self.start()
 
     def start(self):
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen([MAMBA2D, *self.options, *settings_arguments(self.settings)],
-                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            command = [*self.prefix, MAMBA2D, *self.options, *settings_arguments(self.settings)]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             env={**os.environ, **self.environment})
         try:
             self.ask("status")
@@ -145,7 +146,7 @@ class Daemon:
     def close(self):
         """End the daemon if it still runs, and say how it ended: 0 is right, a sanitizer's complaint is not."""
         status = 0
-        if self.process.poll() is None:
+        if self.process and self.process.poll() is None:
             self.terminate()
             try:
                 status = self.wait()
@@ -153,7 +154,7 @@ class Daemon:
                 self.kill()
                 status = "no end after SIGTERM"
         self.context.destroy(0)
-        log = self.log()
+        log = self.log() if self.process else ""
         shutil.rmtree(self.folder)
         assert status == 0, f"mamba2d ended with {status}:\n{log}"
         return log

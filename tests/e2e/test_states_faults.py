@@ -1,0 +1,341 @@
+"""A disk that fails: service goes on, `durable` stops, it is loud, and it recovers; nothing is lost and nothing torn.
+
+MAMBA2D_FAULTS=all tries every system call with every error; MAMBA2D_KILLS and MAMBA2D_SEED: test_states_killed.py.
+"""
+import errno
+import itertools
+import os
+import random as randomness
+import time
+
+import numpy as np
+import pytest
+
+from faults import NAMES, READING, REMOVING, WRITING, Faults, SmallDisk
+from harness import Peer, Subscriber, TIMEOUT, same_bytes
+from keeper import Feed, Keeper
+from test_states_killed import finish, run
+
+CASE, WINDOW = "seed-46032", 8
+ALL = os.environ.get("MAMBA2D_FAULTS") == "all"
+KILLS = int(os.environ.get("MAMBA2D_KILLS", 15))
+SEED = int(os.environ.get("MAMBA2D_SEED", randomness.randrange(1 << 30)))
+FOR_GOOD = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def rows(golden):
+    rows = np.tile(golden(CASE).rows, (60, 1))
+    return rows * np.linspace(0.5, 2, len(rows), dtype=np.float32)[:, None]
+
+
+@pytest.fixture(scope="module")
+def want(shared_daemons, rows):
+    return Peer(shared_daemons(CASE, window=WINDOW)).encode(rows)
+
+
+@pytest.fixture
+def daemon(daemons, tmp_path):
+    """A daemon that keeps states and is not started yet."""
+    return daemons(CASE, start=False, window=WINDOW, **{"state.dir": str(tmp_path / "states"), "state.interval": 60})
+
+
+@pytest.fixture
+def faults(daemon, tmp_path):
+    return Faults(daemon, tmp_path)
+
+
+def states(daemon):
+    return daemon.ask("status")["states"]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def errors_logged(daemon):
+    return [line for line in daemon.log().splitlines() if line.startswith("<3>")]
+
+
+class Producer:
+    """Feeds one stream in one go after the other, and checks what comes back."""
+
+    def __init__(self, daemon, name, rows, want):
+        self.daemon, self.name, self.rows, self.want = daemon, name, rows, want
+        self.have = self.durable = 0
+        self.connect()
+
+    def connect(self):
+        """Open the stream; send again what is to come again."""
+        self.peer = Peer(self.daemon)
+        have = self.have
+        self.have = self.peer.open(self.name, **{"from": have}).next
+        assert self.durable <= self.have <= have
+        if self.have < have:
+            self.encode(have)
+
+    def encode(self, stop):
+        """Send the rows up to stop, have them emitted, and confirm that."""
+        self.peer.data(self.name, self.rows[self.have:stop], pos=self.have, flush=True)
+        assert same_bytes(self.peer.hidden(self.name, self.have, stop), self.want[self.have:stop])
+        self.peer.header(self.name, type="flush", got=stop)
+        self.have = stop
+
+    def save(self):
+        """Ask for a snapshot; returns the answer."""
+        time.sleep(0.002)  # what changes from now on is younger
+        return self.daemon.ask("snapshot", stream=self.name)
+
+    def told(self):
+        """The highest `durable` that was told until now."""
+        self.peer.header(b"nobody", type="flush")
+        self.peer.refusal(b"nobody", "closed")
+        acks = [m for m in self.peer.inbox if m.type == "ack"]
+        self.peer.inbox = [m for m in self.peer.inbox if m.type != "ack"]
+        self.durable = max([self.durable, *(ack.durable for ack in acks)])
+        return self.durable
+
+    def close(self):
+        self.peer.header(self.name, type="close", got=self.have)
+        self.peer.close()
+
+
+# --- one system call after the other ---------------------------------------------------------------------------------
+
+FAILURES = {"EIO once": (errno.EIO, 1), "ENOSPC for good": (errno.ENOSPC, FOR_GOOD)}
+if ALL:
+    FAILURES.update({"ENOSPC once": (errno.ENOSPC, 1), "EIO for good": (errno.EIO, FOR_GOOD)})
+
+
+@pytest.mark.parametrize("end", ["kill", "heal"])
+@pytest.mark.parametrize("error, n_failing", FAILURES.values(), ids=FAILURES)
+def test_each_call_of_a_save_fails_in_turn(daemon, faults, rows, want, error, n_failing, end):
+    daemon.start()
+    failed = ""
+    for n in itertools.count():
+        producer = Producer(daemon, b"faulty-%d" % n, rows, want)
+        for stop in (20, 45):
+            producer.encode(stop)
+            assert producer.save()["ok"]
+        wait_until(lambda: producer.told() == 45)
+        producer.encode(70)
+        faults.arm(WRITING + REMOVING, n, n_failing, error)
+        answer = producer.save()
+        if not faults.happened():
+            break
+        call = faults.calls()[n]
+        failed += call
+        producer.encode(95)  # goes on in any case
+        if call in WRITING:
+            assert not answer["ok"] and os.strerror(error) in answer["message"]
+            assert states(daemon)["error"] == answer["message"] and answer["message"] in errors_logged(daemon)[-1]
+            assert producer.told() == 45
+        else:
+            assert answer["ok"] and states(daemon)["error"] == ""
+            wait_until(lambda: producer.told() == 70)
+        if end == "kill":
+            daemon.kill()
+            faults.heal()
+            daemon.start()
+            producer.connect()
+        else:
+            faults.heal()
+            if call in WRITING:
+                wait_until(lambda: producer.told() == 95)
+            assert states(daemon)["error"] == ""
+        assert states(daemon)["damaged"] == 0
+        producer.close()
+    names = " ".join(NAMES[call] for call in failed)
+    print(names)
+    assert names == "openat write write write fdatasync close renameat fsync unlinkat unlinkat"
+
+
+def test_short_writes(daemon, faults, rows, want):
+    daemon.start()
+    producer = Producer(daemon, b"short", rows, want)
+    faults.arm("w", 0, FOR_GOOD, 0)
+    for stop in (20, 45, 95):
+        producer.encode(stop)
+        assert producer.save()["ok"]
+    assert len(faults.calls()) > 3 * 10
+    daemon.kill()
+    faults.heal()
+    daemon.start()
+    producer.connect()
+    assert producer.have == 95 and daemon.ask("status")["rows_in"] == 0
+
+
+@pytest.mark.parametrize("reply", [True, False], ids=["mark", "remove"])
+def test_a_closed_stream_whose_states_cannot_be_removed(daemon, faults, rows, reply, tmp_path):
+    daemon.start()
+    peer = Peer(daemon)
+    for n in range(2):
+        name = b"closed-%d" % n
+        peer.open(name, reply=reply)
+        peer.data(name, rows[:20], flush=True)
+        peer.ack(name, done=20)
+        assert daemon.ask("snapshot", stream=name)["ok"]
+        faults.arm("os" if reply else "u", n, FOR_GOOD)
+        peer.header(name, type="close")
+        assert os.strerror(errno.EIO) in wait_for_error(daemon) and faults.happened()
+        assert peer.open(b"other", reply=False).next == 0, "others are served"
+        faults.heal()
+        wait_until(lambda: states(daemon)["error"] == "")
+    left = sorted(name.split(".")[-1] for name in os.listdir(tmp_path / "states") if name != "lock")
+    assert left == (["closed", "closed", "safetensors", "safetensors"] if reply else [])
+
+
+def wait_for_error(daemon):
+    wait_until(lambda: states(daemon)["error"])
+    return states(daemon)["error"]
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EMFILE], ids=errno.errorcode.get)
+def test_a_state_that_cannot_be_read_just_now(daemon, faults, rows, want, error):
+    """Its messages wait, others are served, and it comes back."""
+    daemon.start()
+    producer = Producer(daemon, b"unread", rows, want)
+    producer.encode(20)
+    assert producer.save()["ok"]
+    daemon.kill()
+    daemon.start()
+    faults.arm("o", 0, FOR_GOOD, error)
+    peer = Peer(daemon)
+    peer.header(b"unread", type="open", reply=True, **{"from": 20})
+    peer.data(b"unread", rows[20:45], pos=20, flush=True)
+    assert os.strerror(error) in wait_for_error(daemon)
+    assert [stream["state"] for stream in daemon.ask("streams")["streams"]] == ["loading"]
+    assert Producer(daemon, b"other", rows, want).have == 0
+    faults.heal()
+    assert same_bytes(peer.hidden(b"unread", 20, 45), want[20:45])
+    assert states(daemon)["error"] == "" and states(daemon)["damaged"] == 0
+
+
+def test_a_state_that_is_unreadable(daemon, faults, rows, want):
+    """EIO where the bytes should be: the state before it is used, as with any other damage."""
+    daemon.start()
+    producer = Producer(daemon, b"unreadable", rows, want)
+    for stop in (20, 45):
+        producer.encode(stop)
+        assert producer.save()["ok"]
+    daemon.kill()
+    daemon.start()
+    faults.arm("r", 0, 1)
+    consumer = Subscriber(daemon, b"unreadable")
+    producer.connect()
+    assert producer.have == 45 and daemon.ask("status")["rows_in"] == 25
+    event = consumer.take(b"unreadable", "event")
+    assert (event.event, event.pos) == ("reset", 16) and "damaged" in event.message
+
+
+# --- at random -------------------------------------------------------------------------------------------------------
+
+def test_a_flaky_disk_and_kills(daemon, faults, rows, want, tmp_path):
+    """Producers that send again from `durable` lose nothing, whatever fails and however often the daemon is killed."""
+    print("MAMBA2D_SEED =", SEED)
+    random, numbers, failures = randomness.Random(SEED), itertools.count(), 0
+    daemon.settings["state.interval"] = 0.01
+
+    def next_feed():
+        n = random.choice((3, 40, 700, 4000))
+        return Feed(b"feed-%d" % next(numbers), rows[:n], want[:n])
+    keepers = [Keeper(daemon, random, next_feed) for _ in range(2)]
+    for _ in range(KILLS):
+        daemon.start()
+        faults.arm(random.choice((WRITING, WRITING + REMOVING, *WRITING, REMOVING)), random.randrange(60),
+                   random.choice((1, 2, 10, FOR_GOOD)), random.choice((errno.EIO, errno.ENOSPC, 0)))
+        for keeper in keepers:
+            keeper.connect()
+        run(keepers, random.uniform(0.05, 0.3))
+        failures += states(daemon)["errors"]
+        daemon.kill()
+        faults.heal()
+    daemon.start()
+    for keeper in keepers:
+        keeper.connect()
+    finish(keepers)
+    assert states(daemon)["damaged"] == 0 and states(daemon)["error"] == ""
+    print(f"{KILLS} kills, {failures} failures")
+    assert failures
+
+
+# --- a small file system ---------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def disk(daemon, tmp_path):
+    """Room for some fifteen states."""
+    disk = SmallDisk(tmp_path / "disk", 400 * 1024)
+    daemon.prefix = disk.enter
+    daemon.settings["state.dir"] = str(disk.folder / "states")
+    yield disk
+    daemon.kill()
+    disk.close()
+
+
+@pytest.mark.parametrize("what, error", [("full", errno.ENOSPC), ("read-only", errno.EROFS)], ids=["full", "read-only"])
+def test_a_disk_that_fills_and_one_that_becomes_read_only(daemon, disk, rows, want, what, error):
+    daemon.settings["state.interval"] = 0.05
+    daemon.start()
+    producer = Producer(daemon, b"small", rows, want)
+    producer.encode(20)
+    wait_until(lambda: producer.told() == 20)
+    if what == "full":
+        disk.fill()
+    else:
+        disk.remount("ro")
+    reached = producer.told()
+    for stop in range(100, 901, 100):
+        producer.encode(stop)
+    assert os.strerror(error) in wait_for_error(daemon) and os.strerror(error) in errors_logged(daemon)[-1]
+    assert producer.told() == reached < 900
+    daemon.kill()  # and so it starts again, and goes on
+    daemon.start()
+    producer.connect()
+    assert daemon.ask("status")["rows_in"] == 900 - reached
+    producer.encode(1000)
+    assert os.strerror(error) in wait_for_error(daemon)
+    assert producer.told() == reached
+    if what == "full":
+        disk.make_room()
+    else:
+        disk.remount("rw")
+    wait_until(lambda: producer.told() == 1000)
+    assert states(daemon)["error"] == "" and "works again" in daemon.log()
+    assert not any(name.endswith(".part") for name in disk.names())
+    daemon.kill()
+    daemon.start()
+    producer.connect()
+    assert daemon.ask("status")["rows_in"] == 0
+
+
+def test_a_disk_that_fills_under_load(daemon, disk, rows, want):
+    """It has room for fewer states than there are streams: some are saved, some cannot be."""
+    random, numbers = randomness.Random(SEED), itertools.count()
+    daemon.settings["state.interval"] = 0.02
+
+    def next_feed():
+        return Feed(b"feed-%d" % next(numbers), rows, want)
+    keepers = [Keeper(daemon, random, next_feed, streams=8) for _ in range(3)]
+    daemon.start()
+    for _ in range(4):
+        for keeper in keepers:
+            keeper.draining = True
+            keeper.connect()
+        run(keepers, 0.3)
+        daemon.kill()
+        daemon.start()
+    for keeper in keepers:
+        keeper.connect()
+    finish(keepers)
+    assert states(daemon)["damaged"] == 0 and os.strerror(errno.ENOSPC) in daemon.log()
+
+
+def test_a_read_only_folder_from_the_start(daemon, disk, rows, want):
+    """There is nothing to serve from: the daemon says so and ends."""
+    disk.remount("ro")
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        daemon.start()
+    assert daemon.process.wait() == 1
