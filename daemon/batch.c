@@ -6,51 +6,26 @@
  */
 #include "daemon/server.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define FAILURES_MAX 3
 
-int batch_init(struct server *server, struct error *err)
-{
-	struct device *device = server->device;
-
-	for (size_t i = 0; i < device->depth; i++) {
-		struct server_job *job = &server->jobs[i];
-
-		job->segments = calloc(device->max_segments, sizeof *job->segments);
-		job->windows = calloc(device->max_rows / device->window, sizeof *job->windows);
-		job->entries = calloc(device->max_segments, sizeof *job->entries);
-		if (!job->segments || !job->windows || !job->entries)
-			return error_memory(err, "batch");
-	}
-	return 0;
-}
-
-void batch_free(struct server *server)
-{
-	for (size_t i = 0; i < sizeof server->jobs / sizeof server->jobs[0]; i++) {
-		free(server->jobs[i].segments);
-		free(server->jobs[i].windows);
-		free(server->jobs[i].entries);
-	}
-}
-
 /* --- forming a batch --- */
 
-/* Share the batch's rows out among the ready streams: job->entries[].stream and .rows. */
+/* Share the batch's rows out among the lane's ready streams: job->entries[].stream and .rows. */
 static void share_out(struct server *server, struct server_job *job)
 {
-	size_t window = server->config->window, room = server->device->max_rows / window;
-	struct link *link = list_first(&server->ready), *next;
+	struct lane *lane = job->lane;
+	size_t room = lane->device->max_rows / lane->device->window;
+	struct link *link = list_first(&lane->ready), *next;
 	bool grew = true;
 
 	job->n_entries = 0;
-	for (; link && room && job->n_entries < server->device->max_segments; link = next) {
+	for (; link && room && job->n_entries < lane->device->max_segments; link = next) {
 		struct stream *stream = list_entry(link, struct stream, ready);
 		size_t rows = stream_more(server, stream, 0);
 
-		next = list_next(&server->ready, link);
+		next = list_next(&lane->ready, link);
 		if (rows) {
 			job->entries[job->n_entries++] = (struct entry){ .stream = stream, .rows = rows };
 			room--;
@@ -179,20 +154,26 @@ static bool form(struct server *server, struct server_job *job)
 	return n > 0;
 }
 
-void batch_start(struct server *server)
+static void start_lane(struct server *server, struct lane *lane)
 {
-	if (server->failures && server->jobs_busy)
+	if (lane->failures && lane->jobs_busy)
 		return; /* until all that went down with the failed batch is collected */
-	while (server->jobs_busy < server->device->depth && !list_empty(&server->ready)) {
-		struct server_job *job = &server->jobs[server->jobs[0].busy ? 1 : 0];
+	while (lane->jobs_busy < lane->device->depth && !list_empty(&lane->ready)) {
+		struct server_job *job = &lane->jobs[lane->jobs[0].busy ? 1 : 0];
 
 		if (!form(server, job))
 			return;
 		job->busy = true;
-		server->jobs_busy++;
+		lane->jobs_busy++;
 		server->stats.batches++;
-		worker_submit(server->worker, &job->job);
+		worker_submit(lane->worker, &job->job);
 	}
+}
+
+void batch_start(struct server *server)
+{
+	for (size_t i = 0; i < server->n_lanes; i++)
+		start_lane(server, &server->lanes[i]);
 }
 
 /* --- after a batch --- */
@@ -236,15 +217,41 @@ static void take_back(struct server *server, struct entry *entry)
 }
 
 /* Consecutive failures that are no accident mean that the device is of no more use. */
-static int judge(struct server *server, const struct error *error, struct error *err)
+static int judge(struct server *server, struct lane *lane, const struct error *error, struct error *err)
 {
 	server->stats.failed_batches++;
 	log_error("batch failed: %s", error->text);
-	if (error->code == ERR_DEVICE_LOST || ++server->failures >= FAILURES_MAX) {
+	if (error->code == ERR_DEVICE_LOST || ++lane->failures >= FAILURES_MAX) {
 		*err = *error;
 		return error->code;
 	}
 	return 0;
+}
+
+static int finish_batch(struct server *server, struct server_job *job, struct error *err)
+{
+	const struct error *error = &job->job.error;
+	struct lane *lane = job->lane;
+	int rc = 0;
+
+	job->busy = false;
+	lane->jobs_busy--;
+	if (!error->code)
+		lane->failures = 0;
+	else if (!job->job.skipped)
+		rc = judge(server, lane, error, err);
+	for (size_t i = 0; i < job->n_entries; i++) {
+		struct entry *entry = &job->entries[i];
+
+		entry->stream->in_flight--;
+		if (error->code)
+			take_back(server, entry);
+		else
+			advance(server, entry);
+	}
+	for (size_t i = 0; i < job->n_entries && !error->code; i++)
+		publish_hidden(server, job->entries[i].stream);
+	return rc;
 }
 
 int batch_finish(struct server *server, struct error *err)
@@ -252,30 +259,12 @@ int batch_finish(struct server *server, struct error *err)
 	struct job *done;
 	int rc = 0;
 
-	while (!rc && (done = worker_collect(server->worker))) {
-		struct server_job *job = list_entry(done, struct server_job, job);
-
-		if (done->kind != JOB_BATCH) {
-			states_copied(server, done);
-			continue;
-		}
-		job->busy = false;
-		server->jobs_busy--;
-		if (!done->error.code)
-			server->failures = 0;
-		else if (!done->skipped)
-			rc = judge(server, &done->error, err);
-		for (size_t i = 0; i < job->n_entries; i++) {
-			struct entry *entry = &job->entries[i];
-
-			entry->stream->in_flight--;
-			if (done->error.code)
-				take_back(server, entry);
+	for (size_t i = 0; i < server->n_lanes; i++)
+		while (!rc && (done = worker_collect(server->lanes[i].worker))) {
+			if (done->kind == JOB_BATCH)
+				rc = finish_batch(server, list_entry(done, struct server_job, job), err);
 			else
-				advance(server, entry);
+				states_copied(server, done);
 		}
-		for (size_t i = 0; i < job->n_entries && !done->error.code; i++)
-			publish_hidden(server, job->entries[i].stream);
-	}
 	return rc;
 }

@@ -55,6 +55,19 @@ static void put_counters(struct server *server, struct control_writer *answer)
 	control_close(answer);
 }
 
+static void put_devices(struct server *server, struct control_writer *answer)
+{
+	control_open_array(answer, "devices");
+	for (size_t i = 0; i < server->n_lanes; i++) {
+		control_open_map(answer, NULL);
+		control_put_str(answer, "name", server->config->device.item[i]);
+		control_put_uint(answer, "streams", server->lanes[i].streams);
+		control_put_float(answer, "busy_s", (double)worker_busy_ns(server->lanes[i].worker) / 1e9);
+		control_close(answer);
+	}
+	control_close(answer);
+}
+
 static void put_states(struct server *server, struct control_writer *answer)
 {
 	const struct state_stats *stats = &server->state_stats;
@@ -76,7 +89,7 @@ static void put_states(struct server *server, struct control_writer *answer)
 static int command_status(struct server *server, const struct control *request, struct control_writer *answer,
 			  struct error *err)
 {
-	const struct device *device = server->device;
+	const struct device *device = server->lanes[0].device;
 	struct timespec now;
 
 	(void)request;
@@ -108,7 +121,8 @@ static int command_status(struct server *server, const struct control *request, 
 	control_put_uint(answer, "queue_bytes", pool_bytes(server->blocks) + pool_bytes(server->hiddens));
 	if (server->store)
 		put_states(server, answer);
-	control_put_float(answer, "worker_busy_s", (double)worker_busy_ns(server->worker) / 1e9);
+	put_devices(server, answer);
+	control_put_float(answer, "worker_busy_s", (double)lanes_busy_ns(server) / 1e9);
 	put_counters(server, answer);
 	return 0;
 }

@@ -52,8 +52,9 @@ static bool layer_valid(const char *text)
 const struct key config_keys[] = {
 	{ "model", KIND_STRING, AT(model), "",
 	  "folder of the checkpoint (config.json, *.safetensors); required", .live = false },
-	{ "device", KIND_STRING, AT(device), "auto",
-	  "auto, cpu, cuda or cuda:N; auto takes a GPU that fits the model", .live = false },
+	{ "device", KIND_STRINGS, AT(device), "[auto]",
+	  "auto, cpu, cuda or cuda:N, or a list, over which streams are spread; auto takes a GPU that fits the model",
+	  .live = false },
 	{ "precision", KIND_CHOICE, AT(precision), "auto",
 	  "auto, float32 or bfloat16; auto follows the checkpoint where the device is good at it",
 	  .choices = precisions },
@@ -400,7 +401,7 @@ static int override(struct config *config, const char *assignment, struct error 
 	key = key_find(name);
 	if (!key)
 		return bad(&place, err, "unknown key (--print-config lists all)");
-	if (key->kind == KIND_STRING) /* a path or a device: taken as it is */
+	if (key->kind == KIND_STRING) /* a path: taken as it is */
 		return set_string((char **)(void *)((char *)config + key->offset), equals + 1, err);
 	if (!yaml_parser_initialize(&parser))
 		return error_memory(err, "YAML parser");
@@ -461,6 +462,8 @@ int config_check(const struct config *config, struct error *err)
 {
 	if (!config->model[0])
 		return error_set(err, ERR_ARGUMENT, "model: expected the folder of a checkpoint (-s model=DIR)");
+	if (!config->device.n)
+		return error_set(err, ERR_ARGUMENT, "device: expected auto, cpu, cuda or cuda:N, or several of them");
 	if (!config->sockets.ingest.n && !config->sockets.subscribe.n)
 		return error_set(err, ERR_ARGUMENT, "sockets: expected an address for ingest or subscribe");
 	if (config->limits.batch_rows && config->limits.batch_rows < config->window)

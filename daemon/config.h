@@ -24,7 +24,7 @@ struct string_list {
 
 struct config {
 	char *model;  /* folder of the checkpoint */
-	char *device;
+	struct string_list device; /* one, or several that are alike */
 	int precision; /* enum precision */
 	uint64_t threads; /* 0: auto */
 	uint64_t window;

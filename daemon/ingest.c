@@ -522,7 +522,7 @@ static void refuse(struct server *server, const struct arrival *arrival, const s
 bool ingest_wants_more(const struct server *server)
 {
 	return server->publishers.outstanding < server->config->limits.credit_rows ||
-	       (!server->jobs_busy && list_empty(&server->ready));
+	       lanes_idle(server);
 }
 
 void ingest_message(struct server *server, bool router, const struct endpoint_message *message)

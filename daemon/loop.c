@@ -4,6 +4,7 @@
 #include "daemon/server.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,36 +33,20 @@ static uint64_t now_ns(void)
 
 /* --- building and taking down --- */
 
-static int open_device(struct server *server, struct error *err)
+/* The checkpoint, and devices that are warm with it. */
+static int open_model(struct server *server, struct error *err)
 {
 	const struct config *config = server->config;
-	struct device_options options = {
-		.precision = (enum precision)config->precision,
-		.threads = config->threads,
-		.window = config->window,
-		.max_rows = config->limits.batch_rows,
-		.outputs = config->output.outputs,
-		.n_outputs = config->output.n_outputs,
-		.output_dtype = (enum dtype)config->output.dtype,
-	};
-	uint64_t start = now_ns();
+	const uint64_t start = now_ns();
 	int rc = model_open(config->model, &server->model, err);
 
-	if (rc)
+	if (rc || (rc = config_suits(config, server->model, err)) || (rc = lanes_open(server, err)))
 		return rc;
-	rc = config_suits(config, server->model, err);
-	if (rc)
-		return rc;
-	err->text[0] = '\0';
-	rc = device_open(config->device, server->model, &options, &server->device, err);
-	if (rc)
-		return rc;
-	if (err->text[0]) /* auto passed better devices over */
-		log_info("%s", err->text);
 	log_info("model %s: %zu layers, hidden_size %zu, fingerprint %s", config->model,
 		 server->model->shape.num_layers, server->model->shape.hidden_size, server->model->fingerprint);
-	log_info("device %s, window %zu, batches of up to %zu rows, ready in %.2f s", server->device->description,
-		 server->device->window, server->device->max_rows, (double)(now_ns() - start) / 1e9);
+	log_info("%zu x device %s, window %" PRIu64 ", batches of up to %zu rows, ready in %.2f s", server->n_lanes,
+		 server->lanes[0].device->description, config->window, lanes_batch_rows(server),
+		 (double)(now_ns() - start) / 1e9);
 	return 0;
 }
 
@@ -72,13 +57,12 @@ static int open_pools(struct server *server, struct error *err)
 	size_t positions = (window * sizeof(uint64_t) + 63) / 64 * 64;
 	size_t rows = window * hidden_size * sizeof(float);
 	size_t hidden = server->config->output.n_outputs * window * hidden_size * server->itemsize;
-	int rc = pool_new(server->device, (sizeof(struct block) + 63) / 64 * 64 + positions + rows, &server->blocks,
-			  err);
+	struct device *device = server->lanes[0].device; /* its memory serves all that are like it */
+	int rc = pool_new(device, (sizeof(struct block) + 63) / 64 * 64 + positions + rows, &server->blocks, err);
 
 	if (rc)
 		return rc;
-	return pool_new(server->device, (sizeof(struct hidden) + 63) / 64 * 64 + positions + hidden, &server->hiddens,
-			err);
+	return pool_new(device, (sizeof(struct hidden) + 63) / 64 * 64 + positions + hidden, &server->hiddens, err);
 }
 
 static int open_socket(struct server *server, enum endpoint_kind kind, const char *name,
@@ -159,8 +143,9 @@ int server_open(struct server *server, struct config *config, const struct confi
 {
 	int rc;
 
-	*server = (struct server){ .config = config, .source = source, .signal_fd = -1, .started_ns = now_ns() };
-	list_init(&server->ready);
+	*server = (struct server){
+		.config = config, .source = source, .signal_fd = -1, .worker_fd = -1, .started_ns = now_ns()
+	};
 	list_init(&server->dirty);
 	list_init(&server->stalled);
 	list_init(&server->unflushed);
@@ -172,8 +157,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
 	    (rc = table_init(&server->saved, err)) || (rc = table_init(&server->waiters, err)) ||
 	    (rc = open_signals(server, err)) || (rc = service_load(&server->service, err)) ||
-	    (rc = open_device(server, err)) || (rc = open_pools(server, err)) || (rc = batch_init(server, err)) || (rc = states_open(server, err)) ||
-	    (rc = worker_new(server->device, &server->worker, err)))
+	    (rc = open_model(server, err)) || (rc = open_pools(server, err)) || (rc = states_open(server, err)))
 		return rc;
 	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
 	if (!server->scratch)
@@ -207,7 +191,7 @@ void server_free(struct server *server)
 	int linger = left > 0 && server->phase == SERVER_STOPPING ? (int)left : 0;
 
 	service_free(&server->service);
-	worker_free(server->worker);
+	lanes_stop(server);
 	endpoint_message_clear(&server->message);
 	endpoint_free(server->ingest, linger);
 	endpoint_free(server->subscribe, 0);
@@ -223,10 +207,9 @@ void server_free(struct server *server)
 		while ((held = held_pop(server, &list)))
 			free(held);
 	}
-	batch_free(server);
 	pool_free(server->blocks);
 	pool_free(server->hiddens);
-	device_close(server->device);
+	lanes_free(server);
 	model_free(server->model);
 	free(server->scratch);
 	table_free(&server->streams);
@@ -300,8 +283,7 @@ static void retry_stalled(struct server *server)
 /* Has all that was accepted gone out? */
 static bool all_done(struct server *server)
 {
-	return !server->jobs_busy && list_empty(&server->ready) && list_empty(&server->stalled) &&
-	       saving_finished(server);
+	return lanes_idle(server) && list_empty(&server->stalled) && saving_finished(server);
 }
 
 /* Milliseconds until the next timer. */
@@ -325,8 +307,9 @@ static int turn(struct server *server, int64_t due, struct error *err)
 	enum { N = sizeof sockets / sizeof sockets[0] };
 	struct endpoint *endpoints[N];
 	bool wanted[N], ready[N], fd_ready[3];
-	const int fds[3] = { worker_fd(server->worker), server->signal_fd,
+	const int fds[3] = { server->worker_fd, server->signal_fd,
 			     server->store ? store_fd(server->store) : -1 };
+	uint64_t finished;
 	size_t n = 0;
 	int rc;
 
@@ -342,7 +325,7 @@ static int turn(struct server *server, int64_t due, struct error *err)
 		return rc;
 	if (fd_ready[1])
 		read_signals(server);
-	if (fd_ready[0])
+	if (fd_ready[0] && read(server->worker_fd, &finished, sizeof finished) == sizeof finished)
 		rc = batch_finish(server, err);
 	if (server->store && fd_ready[2])
 		states_collect(server);

@@ -138,7 +138,7 @@ static void give(struct server *server, struct request *request, struct slot *sl
 	stream->phase = STREAM_LOADING;
 	stream_install(server, stream);
 	slot->request = request;
-	resuming_give(server, stream, slot);
+	resuming_give(stream, slot);
 }
 
 void requests_resumed(struct server *server, struct request *request, struct stream *stream, const struct error *error)

@@ -175,17 +175,17 @@ void resuming_read(struct server *server, struct slot *slot)
 		go_live(server, stream, true);
 		return;
 	}
-	resuming_give(server, stream, slot);
+	resuming_give(stream, slot);
 }
 
-void resuming_give(struct server *server, struct stream *stream, struct slot *slot)
+void resuming_give(struct stream *stream, struct slot *slot)
 {
 	slot->use = SLOT_RESUMING;
 	slot->stream = stream;
 	slot->job = (struct job){ .kind = JOB_IMPORT, .cache = stream->cache, .state = slot->state->cache };
 	stream->slot = slot;
 	stream->in_flight++;
-	worker_submit(server->worker, &slot->job);
+	worker_submit(stream->lane->worker, &slot->job);
 }
 
 /* Give the stream the state's counts and pending rows. */
@@ -230,7 +230,7 @@ void resuming_copied(struct server *server, struct slot *slot)
 	stream->in_flight--;
 	if (!error.code)
 		adopt(server, stream, slot->state, &error);
-	if (!error.code && strcmp(slot->state->device, server->device->description))
+	if (!error.code && strcmp(slot->state->device, stream->lane->device->description))
 		log_info("a state made on \"%s\" goes on here", slot->state->device);
 	states_free_slot(server, slot);
 	if (request)

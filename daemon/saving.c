@@ -80,14 +80,14 @@ void saving_take(struct server *server, struct stream *stream, struct slot *slot
 	state->got = stream->got;
 	state->window = server->config->window;
 	snprintf(state->model, sizeof state->model, "%s", server->model->fingerprint);
-	snprintf(state->device, sizeof state->device, "%s", server->device->description);
+	snprintf(state->device, sizeof state->device, "%s", stream->lane->device->description);
 	copy_pending(server, stream, state);
 	slot->stream = stream;
 	slot->job = (struct job){ .kind = JOB_EXPORT, .cache = stream->cache, .state = state->cache };
 	stream->slot = slot;
 	stream->in_flight++;
 	stream->hold = false;
-	worker_submit(server->worker, &slot->job);
+	worker_submit(stream->lane->worker, &slot->job);
 }
 
 /* Save a quiet stream; the slot is free. */

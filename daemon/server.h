@@ -2,9 +2,10 @@
  * What the loop owns, and the steps of the straight line in the order in which a window takes them:
  *
  *	ingest.c   receive, decode and check, find the stream, place the rows
- *	batch.c    full windows join a batch; the worker runs it; its streams move on
+ *	batch.c    full windows join a batch; a worker runs it; its streams move on
  *	publish.c  hidden states, events, acks and refusals go out
  *	stream.c   the lives of streams: begin, flush, end, make way for the next
+ *	lanes.c    the devices, each with its worker and its streams
  *	states.h   streams to disk and back
  *	commands.c the control socket
  *	service.h  what systemd is told
@@ -41,14 +42,26 @@ struct entry {
 	size_t rows;
 };
 
-/* A batch with all that it needs; server.jobs of them exist and are reused. */
+/* A batch with all that it needs; a lane has as many as its device takes, and reuses them. */
 struct server_job {
 	struct job job;
+	struct lane *lane;
 	struct segment *segments; /* [max_segments] */
 	struct window *windows;   /* [max_windows] */
 	struct entry *entries;    /* [max_segments] */
 	size_t n_entries;
 	bool busy;
+};
+
+/* A device, its worker, and the streams whose caches it holds: its batches are formed of these. */
+struct lane {
+	struct device *device;
+	struct worker *worker;
+	struct server_job jobs[2];
+	size_t jobs_busy;
+	unsigned failures; /* batches failed in a row */
+	struct list ready; /* streams that have something for a batch */
+	size_t streams;    /* lives that have their cache here */
 };
 
 /* Counters since the start. */
@@ -64,8 +77,9 @@ struct server {
 	struct config *config; /* only reload.c changes it */
 	const struct config_source *source;
 	struct model *model;
-	struct device *device;
-	struct worker *worker;
+	struct lane *lanes;   /* [n_lanes] in the order of the configuration */
+	size_t n_lanes;
+	int worker_fd;        /* can be read when a worker has finished something */
 	struct endpoint_context *context;
 	struct endpoint *ingest, *subscribe, *publish, *control; /* ingest, subscribe: NULL without an address */
 	struct endpoint_message message; /* the one being handled */
@@ -74,7 +88,6 @@ struct server {
 	struct table streams; /* latest life by id */
 	struct table peers;   /* of the ingest socket that feed streams, by identity */
 	struct peer publishers; /* all that is subscribed to */
-	struct list ready;    /* have something for a batch */
 	struct list dirty;    /* owe their feeder an ack */
 	struct list stalled;  /* wait for room in their feeder's queue */
 	struct list unflushed; /* have unfinished rows, oldest first, if streams.flush_after is set */
@@ -83,10 +96,6 @@ struct server {
 	struct list loading;  /* wait for a slot */
 	struct pool *blocks, *hiddens;
 	float *scratch;       /* [hidden_size] */
-
-	struct server_job jobs[2];
-	size_t jobs_busy;
-	unsigned failures;    /* batches failed in a row */
 
 	/* States: daemon/states.h. */
 	struct store *store;  /* NULL: they are not kept */
@@ -207,14 +216,26 @@ void peer_release(struct server *server, struct peer *peer); /* gone with the la
 
 /* --- batch.c --- */
 
-/* While the device has room and streams are ready: form a batch and hand it to the worker. */
+/* While a device has room and streams of its lane are ready: form a batch and hand it to the worker. */
 void batch_start(struct server *server);
 
 /* Collect finished batches and move their streams on.  Errors: the device is lost. */
 int batch_finish(struct server *server, struct error *err);
 
-int batch_init(struct server *server, struct error *err);
-void batch_free(struct server *server);
+/* --- lanes.c --- */
+
+/* Open the devices of the configuration, warm, and start their workers.  Errors: a device's, or that they differ. */
+int lanes_open(struct server *server, struct error *err);
+void lanes_stop(struct server *server); /* the workers, once what they have is done */
+void lanes_free(struct server *server); /* the rest, in any case */
+
+/* Where the next life is to have its cache. */
+struct lane *lanes_choose(struct server *server);
+
+bool lanes_idle(const struct server *server);            /* nothing is being computed, and nothing could be */
+size_t lanes_batch_rows(const struct server *server);    /* most rows of a batch */
+uint64_t lanes_busy_ns(const struct server *server);     /* worker_busy_ns, summed */
+uint64_t lanes_stuck_ns(const struct server *server);    /* worker_stuck_ns of the worst */
 
 /* --- publish.c --- */
 

@@ -131,7 +131,7 @@ void service_stopping(struct server *server)
 static void pat(struct server *server)
 {
 	struct service *service = &server->service;
-	int64_t stuck_ms = (int64_t)(worker_stuck_ns(server->worker) / 1000000u);
+	int64_t stuck_ms = (int64_t)(lanes_stuck_ns(server) / 1000000u);
 
 	if (server->now_ms < service->pat_ms)
 		return;
@@ -166,12 +166,12 @@ static void write_status(struct server *server, char *text, size_t size)
 
 	if (service->stuck)
 		snprintf(text, size, "stuck: the device has not finished anything for %" PRIu64 " s",
-			 worker_stuck_ns(server->worker) / 1000000000u);
+			 lanes_stuck_ns(server) / 1000000000u);
 	else
 		snprintf(text, size, "%s %zu streams: %.0f rows/s in, %.0f out, batches %.0f%% full%s%.100s",
 			 phases[server->phase], server->streams.n, rate(stats->rows_in, service->rows_in, seconds),
 			 rate(stats->rows_out, service->rows_out, seconds),
-			 batches ? 100.0 * (double)rows / (double)(batches * server->device->max_rows) : 0.0,
+			 batches ? 100.0 * (double)rows / (double)(batches * lanes_batch_rows(server)) : 0.0,
 			 server->state_stats.failing ? "; states: " : "",
 			 server->state_stats.failing ? server->state_stats.why : "");
 }

@@ -168,7 +168,7 @@ void resuming_read(struct server *server, struct slot *slot);
 void resuming_copied(struct server *server, struct slot *slot);
 
 /* Start the copy of the slot's state into the cache of stream (STREAM_LOADING, in place). */
-void resuming_give(struct server *server, struct stream *stream, struct slot *slot);
+void resuming_give(struct stream *stream, struct slot *slot);
 
 /* A slot has done its work. */
 void states_free_slot(struct server *server, struct slot *slot);

@@ -53,7 +53,7 @@ struct stream *stream_find(struct server *server, const void *id, size_t id_size
 int stream_new(struct server *server, const void *id, size_t id_size, uint64_t epoch, struct peer *feeder,
 	       struct stream **ret_stream, struct error *err)
 {
-	struct device *device = server->device;
+	struct lane *lane = lanes_choose(server);
 	struct stream *stream;
 	int rc;
 
@@ -63,11 +63,13 @@ int stream_new(struct server *server, const void *id, size_t id_size, uint64_t e
 	stream = calloc(1, sizeof *stream);
 	if (!stream)
 		return error_memory(err, "stream");
-	rc = device->backend->cache_new(device, &stream->cache, err);
+	rc = lane->device->backend->cache_new(lane->device, &stream->cache, err);
 	if (rc) {
 		free(stream);
 		return rc;
 	}
+	stream->lane = lane;
+	lane->streams++;
 	memcpy(stream->id, id, id_size);
 	stream->id_size = id_size;
 	stream->entry.key = stream->id;
@@ -136,7 +138,8 @@ void stream_free(struct server *server, struct stream *stream)
 		stream->outbox = hidden->next;
 		hidden_release(hidden);
 	}
-	server->device->backend->cache_free(server->device, stream->cache);
+	stream->lane->device->backend->cache_free(stream->lane->device, stream->cache);
+	stream->lane->streams--;
 	free(stream);
 }
 
@@ -175,7 +178,7 @@ size_t stream_more(const struct server *server, const struct stream *stream, uin
 void stream_wake(struct server *server, struct stream *stream)
 {
 	if (stream_more(server, stream, 0))
-		list_add(&server->ready, &stream->ready);
+		list_add(&stream->lane->ready, &stream->ready);
 }
 
 void stream_flush_later(struct server *server, struct stream *stream)

@@ -64,6 +64,8 @@ enum stream_phase {
 	STREAM_ENDING   /* closed: what it accepted goes out, the last hidden state says end */
 };
 
+struct lane;
+
 struct stream {
 	struct table_entry entry; /* of the latest life of the id */
 	enum stream_phase phase;
@@ -75,6 +77,7 @@ struct stream {
 	/* After a gap reset the producer's own numbering goes on: in its source_epoch, ahead by source_origin. */
 	uint64_t source_epoch, source_origin;
 
+	struct lane *lane; /* that has the cache */
 	struct cache *cache;
 	uint64_t accepted;  /* rows taken in */
 	uint64_t submitted; /* rows in windows handed to the worker */

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -148,20 +147,16 @@ static void stop_thread(struct worker *worker, pthread_t thread)
 	pthread_join(thread, NULL);
 }
 
-int worker_new(struct device *device, struct worker **ret_worker, struct error *err)
+int worker_new(struct device *device, int fd, struct worker **ret_worker, struct error *err)
 {
 	struct worker *worker = calloc(1, sizeof *worker);
 
 	if (!worker)
 		return error_memory(err, "worker");
 	worker->device = device;
+	worker->fd = fd;
 	pthread_mutex_init(&worker->lock, NULL);
 	pthread_cond_init(&worker->changed, NULL);
-	worker->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (worker->fd < 0) {
-		error_system(err, "worker: eventfd");
-		goto fail;
-	}
 	errno = pthread_create(&worker->starter, NULL, starter_run, worker);
 	if (errno) {
 		error_system(err, "worker: thread");
@@ -178,8 +173,6 @@ int worker_new(struct device *device, struct worker **ret_worker, struct error *
 	*ret_worker = worker;
 	return 0;
 fail:
-	if (worker->fd >= 0)
-		close(worker->fd);
 	pthread_cond_destroy(&worker->changed);
 	pthread_mutex_destroy(&worker->lock);
 	free(worker);
@@ -192,7 +185,6 @@ void worker_free(struct worker *worker)
 		return;
 	stop_thread(worker, worker->starter);
 	stop_thread(worker, worker->waiter);
-	close(worker->fd);
 	pthread_cond_destroy(&worker->changed);
 	pthread_mutex_destroy(&worker->lock);
 	free(worker);
@@ -209,22 +201,14 @@ void worker_submit(struct worker *worker, struct job *job)
 	pthread_mutex_unlock(&worker->lock);
 }
 
-int worker_fd(const struct worker *worker)
-{
-	return worker->fd;
-}
-
 struct job *worker_collect(struct worker *worker)
 {
 	struct job *job;
-	uint64_t count;
 
 	pthread_mutex_lock(&worker->lock);
 	job = pop(&worker->done);
 	if (job && --worker->outside == 0)
 		worker->failed = false;
-	if (!worker->done.n && read(worker->fd, &count, sizeof count) < 0)
-		count = 0; /* nothing to read: fine */
 	pthread_mutex_unlock(&worker->lock);
 	return job;
 }

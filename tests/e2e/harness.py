@@ -75,8 +75,8 @@ def from_bfloat16(bits):
 # --- the daemon ------------------------------------------------------------------------------------------------------
 
 def settings_arguments(settings):
-    """{"streams.max": 2} -> ["-s", "streams.max=2"]; JSON is YAML, and the folder and the device are not parsed."""
-    literal = ("model", "device", "state.dir")
+    """{"streams.max": 2} -> ["-s", "streams.max=2"]; JSON is YAML, and the folders are not parsed."""
+    literal = ("model", "state.dir")
     return [word for key, value in settings.items()
             for word in ("-s", f"{key}={value if key in literal else json.dumps(value)}")]
 
