@@ -247,7 +247,7 @@ void stream_end(struct server *server, struct stream *stream, enum message_event
 
 int stream_rewind(struct server *server, struct stream *stream, struct stream **ret_stream, struct error *err)
 {
-	struct stream *life;
+	struct stream *life = NULL;
 	int rc = stream_new(server, stream->id, stream->id_size, stream->epoch, stream->feeder, &life, err);
 
 	if (rc)
@@ -263,7 +263,7 @@ int stream_rewind(struct server *server, struct stream *stream, struct stream **
 int stream_reset(struct server *server, struct stream *stream, const char *text, struct stream **ret_stream,
 		 struct error *err)
 {
-	struct stream *life;
+	struct stream *life = NULL;
 	int rc = stream_new(server, stream->id, stream->id_size, stream->epoch + 1, stream->feeder, &life, err);
 
 	if (rc)

@@ -306,7 +306,7 @@ static void text_map(struct wire_reader *reader, size_t pairs, int indent, FILE 
 static void text_items(struct wire_reader *reader, int indent, FILE *out)
 {
 	const struct wire_value value = wire_next(reader);
-	struct table table;
+	struct table table = { 0 };
 
 	if (value.type == WIRE_MAP) {
 		text_map(reader, value.count, indent, out);

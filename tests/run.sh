@@ -63,7 +63,12 @@ unit_tests_in_valgrind() {
 }
 
 shell_scripts() {
-	shellcheck autogen.sh .ci/run etc/*.sh tests/*.sh tests/systemd/*.sh
+	shellcheck autogen.sh .ci/run etc/*.sh tests/*.sh tests/systemd/*.sh tests/packages/*.sh
+}
+
+# Without the unit tests, which have run before.
+packages() {
+	DEB_BUILD_OPTIONS=nocheck make -C build-tests/gcc deb && lintian --fail-on error build-tests/gcc/deb/*.changes
 }
 
 mkdir -p build-tests
@@ -80,6 +85,7 @@ stage "build with clang and sanitizers" build sanitizers CC=clang --enable-sanit
 stage "unit tests with sanitizers" make -C build-tests/sanitizers check
 stage "end to end with sanitizers" e2e sanitizers -m "not native"
 stage "distribution" make -C build-tests/gcc distcheck DISTCHECK_CONFIGURE_FLAGS=--without-cuda
+stage "packages" packages
 
 echo "stages: $passed passed, $failed failed"
 [ "$failed" = 0 ]
