@@ -108,13 +108,24 @@ static void send_state(struct server *server, struct request *request, const str
 
 /* --- a state goes in --- */
 
-/* Make the stream request->to of the slot's state; if there is such a stream, in its next epoch. */
-static void give(struct server *server, struct request *request, struct slot *slot)
+/*
+ * Must the request wait until the stream that it makes can be made?  Making room frees streams and takes slots: look for
+ * them afterwards.
+ */
+static bool must_wait(struct server *server, const struct request *request)
 {
-	struct state *state = slot->state;
+	struct table_entry *entry = table_find(&server->streams, request->to, request->to_size);
+
+	if (entry)
+		return list_entry(entry, struct stream, entry)->phase == STREAM_LOADING; /* it is only half there */
+	return saving_make_room(server) == ROOM_SOON;
+}
+
+/* A detached stream request->to for the state; if there is such a stream, in its next epoch. */
+static int make_stream(struct server *server, const struct request *request, struct state *state,
+		       struct stream **ret_stream, struct error *err)
+{
 	const struct stream *old = stream_find(server, request->to, request->to_size);
-	struct stream *stream;
-	struct error error = { 0 };
 
 	state->reply = false;
 	if (old) {
@@ -123,18 +134,30 @@ static void give(struct server *server, struct request *request, struct slot *sl
 		state->source_origin = 0;
 	}
 	if (server->phase != SERVER_SERVING)
-		error_set(&error, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
-	else if (!old && saving_make_room(server) == ROOM_NONE)
-		error_set(&error, REFUSED_TOO_MANY_STREAMS, "streams.max allows no more");
-	else
-		stream_new(server, request->to, request->to_size, state->epoch, NULL, &stream, &error);
-	if (error.code) {
+		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
+	return stream_new(server, request->to, request->to_size, state->epoch, NULL, ret_stream, err);
+}
+
+/* Make the stream request->to of the slot's state. */
+static void give(struct server *server, struct request *request, struct slot *slot)
+{
+	struct stream *stream;
+	struct error error;
+	struct saved *saved;
+
+	if (must_wait(server, request)) { /* others came first; their states may need the slot to leave */
+		states_free_slot(server, slot);
+		request->slotted = false;
+		return;
+	}
+	if (make_stream(server, request, slot->state, &stream, &error)) {
 		states_free_slot(server, slot);
 		refuse(server, request, &error);
 		return;
 	}
-	if (!old && states_find(server, stream->key))
-		states_forget(server, states_find(server, stream->key));
+	saved = states_find(server, stream->key);
+	if (saved && !stream_find(server, request->to, request->to_size))
+		states_forget(server, saved);
 	stream->phase = STREAM_LOADING;
 	stream_install(server, stream);
 	slot->request = request;
@@ -201,14 +224,18 @@ void requests_read(struct server *server, struct slot *slot)
 /* Begin an export or fork, if the stream is quiet and a slot free. */
 static void go_on_out(struct server *server, struct request *request)
 {
-	struct slot *slot = states_slot(server);
-	struct stream *stream = stream_find(server, request->id, request->id_size);
+	struct stream *stream;
 	struct saved *saved = NULL;
+	struct slot *slot;
 	struct error error;
 	char key[HASH_TEXT];
 
+	if (request->kind == REQUEST_FORK && must_wait(server, request))
+		return;
+	slot = states_slot(server);
 	if (!slot)
 		return;
+	stream = stream_find(server, request->id, request->id_size);
 	if (stream && !saving_quiet(stream)) {
 		saving_hold(stream);
 		return;
@@ -239,20 +266,23 @@ static void go_on_out(struct server *server, struct request *request)
 /* Decode the state that an import brings and begin to make its stream, if a slot is free. */
 static void go_on_in(struct server *server, struct request *request)
 {
-	struct slot *slot = states_slot(server);
 	struct endpoint_message message;
 	struct control control;
 	struct error error = { 0 };
 	const char *bytes = NULL;
 	size_t size = 0, frame;
+	struct slot *slot;
 
-	if (!slot || (!stream_find(server, request->to, request->to_size) && saving_make_room(server) == ROOM_SOON))
+	if (must_wait(server, request))
+		return;
+	slot = states_slot(server);
+	if (!slot)
 		return;
 	held_message(request->frames, &message);
 	frame = control_request_frame(&message);
 	if (control_read(message.frame[frame].data, message.frame[frame].size, &control, &error) ||
 	    control_get_bytes(&control, "state", &bytes, &size, &error) ||
-	    statefile_decode(bytes, size, "state", &server->model->shape, server->model->fingerprint,
+	    statefile_decode(bytes, size, "state", false, &server->model->shape, server->model->fingerprint,
 			     server->config->window, slot->state, &error)) {
 		error.code = error.code <= ERR_REFUSED ? error.code : REFUSED_STATE_DAMAGED;
 		refuse(server, request, &error);
@@ -263,6 +293,7 @@ static void go_on_in(struct server *server, struct request *request)
 		memcpy(request->to, slot->state->stream, request->to_size);
 	}
 	request->slotted = true;
+	slot->use = SLOT_SERVING;
 	give(server, request, slot);
 }
 

@@ -124,7 +124,7 @@ static size_t header_size(const char *bytes)
 
 static int decode(const void *bytes, size_t size, struct state *state, struct error *err)
 {
-	return statefile_decode(bytes, size, "NAME", &shape, MODEL, WINDOW, state, err);
+	return statefile_decode(bytes, size, "NAME", true, &shape, MODEL, WINDOW, state, err);
 }
 
 /* Decoding fails with this code and a text that says so. */
@@ -301,6 +301,27 @@ START_TEST(sound_but_wrong)
 }
 END_TEST
 
+START_TEST(without_a_checksum)
+{
+	struct state *state = random_state(&shape, 2), *read = new_state(&shape);
+	struct error err = { .text = "" };
+	size_t size;
+	char *bytes = encode(state, &size);
+
+	memcpy(digits(bytes) - strlen("checksum\":\""), "no_check", 8);
+	assert_refused(bytes, size, ERR_FORMAT, "no checksum");
+	ck_assert_msg(!statefile_decode(bytes, size, "", false, &shape, MODEL, WINDOW, read, &err), "%s", err.text);
+	ck_assert(same(state, read));
+	free(bytes);
+	bytes = encode(state, &size);
+	digits(bytes)[3] ^= 1;
+	ck_assert_int_eq(statefile_decode(bytes, size, "", false, &shape, MODEL, WINDOW, read, &err), ERR_FORMAT);
+	free(bytes);
+	state_free(state);
+	state_free(read);
+}
+END_TEST
+
 START_TEST(a_window_of_pending_rows)
 {
 	struct state *state = random_state(&shape, WINDOW - 1);
@@ -312,7 +333,8 @@ START_TEST(a_window_of_pending_rows)
 	memset(state->pending, 0, WINDOW * shape.hidden_size * sizeof *state->pending);
 	bytes = encode(state, &size);
 	assert_refused(bytes, size, ERR_FORMAT, "5 pending rows, expected fewer than a window");
-	ck_assert_int_eq(statefile_decode(bytes, size, "", &shape, MODEL, WINDOW + 1, state, &err), ERR_UNSUPPORTED);
+	ck_assert_int_eq(statefile_decode(bytes, size, "", true, &shape, MODEL, WINDOW + 1, state, &err),
+			 ERR_UNSUPPORTED);
 	free(bytes);
 	state_free(state);
 }
@@ -430,6 +452,7 @@ int main(void)
 	tcase_add_test(tcase, any_tool_can_read_it);
 	tcase_add_test(tcase, a_state_of_something_else_is_refused);
 	tcase_add_test(tcase, sound_but_wrong);
+	tcase_add_test(tcase, without_a_checksum);
 	tcase_add_test(tcase, a_window_of_pending_rows);
 	tcase_add_test(tcase, every_flipped_bit_is_noticed);
 	tcase_add_test(tcase, every_cut_is_noticed);

@@ -19,6 +19,7 @@ come as ml_dtypes.bfloat16 if that package is installed and as uint16 bits other
 
 A Client belongs to one thread.  Needs pyzmq, msgpack and NumPy.
 """
+import json
 import time
 from bisect import bisect_right
 from typing import NamedTuple, Optional
@@ -117,6 +118,39 @@ def _as_hidden(payload, header):
     """View a hidden message's payload frame, if it has one, as the array [rows, columns] that its header describes."""
     dtype = _bfloat16 if header["dtype"] == "bfloat16" else np.dtype(header["dtype"])
     return np.frombuffer(payload[0] if payload else b"", dtype).reshape(header["shape"])
+
+
+_STATE_NUMBERS = ("epoch", "position", "emitted", "window")
+
+
+def _read_state(file):
+    """The bytes of a state file as a dict: arrays by tensor name, numbers and strings by metadata key."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:8 + size])
+    metadata = header.pop("__metadata__")
+    state = {name: np.frombuffer(file, "<f4", offset=8 + size + entry["data_offsets"][0],
+                                 count=int(np.prod(entry["shape"]))).reshape(entry["shape"]).copy()
+             for name, entry in header.items()}
+    state.update((key, int(metadata[key]) if key in _STATE_NUMBERS else metadata[key])
+                 for key in (*_STATE_NUMBERS, "model", "device"))
+    return state
+
+
+def _write_state(name, state):
+    """The bytes of a state file without a checksum, for the stream of that name."""
+    metadata = {"format": "mamba2d-state-1", "stream": name.hex()}
+    header, payload, end = {"__metadata__": metadata}, [], 0
+    for key, value in state.items():
+        if isinstance(value, (str, int, np.integer)):
+            metadata[key] = str(value)
+            continue
+        array = np.ascontiguousarray(value, "<f4")
+        header[key] = {"dtype": "F32", "shape": array.shape, "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+        payload.append(array.tobytes())
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *payload])
 
 
 class _Stream:
@@ -336,6 +370,33 @@ class Client:
         if not answer.get("ok"):
             raise Refused(answer.get("code", "internal"), answer.get("message", ""))
         return answer
+
+    def export_state(self, stream):
+        """Fetch a stream's state as it is after all rows that were accepted: a dict.
+
+        layers.{i}.conv_state  float32 [conv_dim, conv_kernel - 1], oldest first
+        layers.{i}.ssm_state   float32 [num_heads, head_dim, state_size]
+        pending                float32 [n, hidden_size]: the rows that do not fill a window, which the cache has not seen
+        epoch, position, emitted, window, model, device   numbers and strings, as PROTOCOL.md says
+
+        Hugging Face keeps one column more in its conv_states, at the left, which does not matter for what follows:
+        np.pad(conv_state, ((0, 0), (1, 0))) makes one of ours, conv_states[layer][0, :, 1:] is ours.
+        """
+        return _read_state(self.control("export", stream=_stream_id(stream))["state"])
+
+    def import_state(self, stream, state):
+        """Make a stream of a state as export_state returns it; returns the epoch and the position to go on with.
+
+        A stream of that name that exists already goes on from the state in its next epoch.  Nothing but the tensors of
+        the layers has to be there: `position` is 0 without, `emitted` is `position`, `model` and `window` are the
+        daemon's (a state of another model or window is refused), and no rows are pending.
+        """
+        name, daemon = _stream_id(stream), self.control("status")
+        state = {"epoch": 0, "position": 0, "model": daemon["fingerprint"], "window": daemon["window"],
+                 "pending": np.empty((0, daemon["hidden_size"]), np.float32), **state}
+        state.setdefault("emitted", state["position"])
+        answer = self.control("import", stream=name, state=_write_state(name, state))
+        return answer["epoch"], answer["next"]
 
     # --- the connection ---------------------------------------------------------------------------------------------
     # A DEALER that loses its connection makes another by itself, as a new peer that feeds no stream.  So the first

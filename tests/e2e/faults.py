@@ -18,7 +18,7 @@ NAMES = {"o": "openat", "w": "write", "d": "fdatasync", "c": "close", "n": "rena
 
 
 class Faults:
-    """What is to fail in one folder, of the daemons that are started from now on: see tests/faultfs.c."""
+    """What is to fail in one folder, of the daemons that are started from now on: see faultfs.c."""
 
     HEAD = struct.Struct("16sIIiI")
 
@@ -29,7 +29,7 @@ class Faults:
         if not compiler:
             pytest.skip("no C compiler")
         if not library.exists():
-            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, os.path.join(TESTS, "faultfs.c")], check=True)
+            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, os.path.join(TESTS, "e2e", "faultfs.c")], check=True)
         with open(path, "w+b") as file:
             file.truncate(self.HEAD.size + 4096)
             self.plan = mmap.mmap(file.fileno(), 0)
