@@ -1,12 +1,13 @@
-"""The documents say what the programs do: manual pages against --help, --print-config and PROTOCOL.md."""
+"""The documents say what the programs do: manual pages against the programs and PROTOCOL.md, guides by running them."""
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 import yaml
 
-from harness import BUILD, MAMBA2CTL, MAMBA2D, ROOT
+from harness import BUILD, MAMBA2CTL, MAMBA2D, ROOT, TIMEOUT, Daemon
 
 PAGES = {"mamba2d.8": ROOT, "mamba2ctl.1": ROOT, "mamba2d.yaml.5": BUILD, "mamba2d-protocol.7": BUILD}
 
@@ -71,3 +72,78 @@ def test_the_protocol_is_whole():
     shown = iter(re.findall(r"\w+", text_of("mamba2d-protocol.7")))
     for i, word in enumerate(words):
         assert any(word.lower() == w.lower() for w in shown), "not there: " + " ".join(words[max(0, i - 8):i + 1])
+
+
+# --- guides ----------------------------------------------------------------------------------------------------------
+
+DOC = os.path.join(ROOT, "etc/doc")
+ECG = os.path.join(ROOT, "etc/examples/ecg")
+
+
+def read(*path):
+    with open(os.path.join(ROOT, *path)) as f:
+        return f.read()
+
+
+def examples(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", read(DOC, "clients.md"), re.MULTILINE | re.DOTALL)
+
+
+def test_links_lead_somewhere():
+    for path in ["README.md", "HACKING.md", *(os.path.join("etc/doc", name) for name in os.listdir(DOC))]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", read(path)):
+            assert os.path.exists(os.path.join(ROOT, os.path.dirname(path), target)), (path, target)
+
+
+def test_every_error_code_is_explained():
+    """Those of the C table, of PROTOCOL.md's and of the guide are the same, in the same order."""
+    codes = re.findall(r'"([a-z_]+)"', read("protocol/refusal.c").split("names[REFUSAL_COUNT]")[1].split("};")[0])
+    table = read("protocol/PROTOCOL.md").split("| code | what was refused |")[1].split("\n\n")[0]
+    assert len(codes) > 10
+    assert re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE) == codes
+    assert re.findall(r"^### `([a-z_]+)`\n[\w`]", read(DOC, "troubleshooting.md"), re.MULTILINE) == codes
+
+
+def test_the_sizing_table_is_computed():
+    rows = re.findall(r"^\| ([\w.-]+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| [\d.]+ \|$",
+                      read(DOC, "operations.md"), re.MULTILINE)
+    shapes = read("model/shape.c").split("published[] = {")[1].split("};")[0]
+    assert [row[0] for row in rows] == re.findall(r'\{ "([\w.-]+)"', shapes)
+    for name, *numbers in rows:
+        layers, hidden_size, groups, cache, streams = map(int, numbers)
+        assert re.search(rf'\{{ "{re.escape(name)}", {layers}, {hidden_size}, {groups}, ', shapes), name
+        d_inner, state_size, conv_kernel = 2 * hidden_size, 128, 4
+        conv_dim = d_inner + 2 * groups * state_size
+        assert cache == 4 * layers * (conv_dim * (conv_kernel - 1) + d_inner * state_size)
+        assert streams == 2 ** 30 // cache
+
+
+@pytest.fixture(scope="module")
+def ecg():
+    daemon = Daemon(ECG)
+    yield daemon
+    daemon.close()
+
+
+def here(example, daemon):
+    """An example with the addresses of the test's daemon."""
+    return example.replace("tcp://127.0.0.1:5701", daemon.ingest).replace("tcp://127.0.0.1:5702", daemon.publish)
+
+
+@pytest.mark.parametrize("example", examples("python"))
+def test_python_examples(ecg, example):
+    environment = {**os.environ, "PYTHONPATH": os.path.join(ROOT, "protocol/python")}
+    result = subprocess.run([sys.executable, "-c", here(example, ecg)], env=environment, capture_output=True, text=True,
+                            timeout=TIMEOUT)
+    assert result.returncode == 0 and result.stdout, result
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("example", examples("c"))
+def test_c_examples(ecg, example, tmp_path):
+    source, program = tmp_path / "example.c", tmp_path / "example"
+    source.write_text(here(example, ecg))
+    subprocess.run(["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-I", ROOT, source,
+                    os.path.join(BUILD, "libprotocol.a"), os.path.join(BUILD, "libmodel.a"), "-lzmq", "-o", program],
+                   check=True)
+    assert subprocess.run([program], capture_output=True, text=True, timeout=TIMEOUT).stdout == "45 rows are done\n"

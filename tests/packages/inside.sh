@@ -34,6 +34,21 @@ $example/publish.py --ingest tcp://127.0.0.1:5701 --speed 0
 wait $!
 cat /trial/ecg/log
 
+say "a group that a drop-in names may use the ipc sockets, others may not"
+groupadd sensors
+useradd --groups sensors sensor
+mkdir -p /etc/systemd/system/mamba2d.service.d
+printf '[Service]\nGroup=sensors\nUMask=0007\n' >/etc/systemd/system/mamba2d.service.d/group.conf
+systemctl daemon-reload
+systemctl restart mamba2d
+runuser -u sensor -- mamba2ctl status --control ipc:///run/mamba2d/control | grep ^state
+if timeout 2 runuser -u nobody -- mamba2ctl status --control ipc:///run/mamba2d/control; then
+	exit 1
+fi
+rm -r /etc/systemd/system/mamba2d.service.d
+systemctl daemon-reload
+systemctl restart mamba2d
+
 say "a second instance, and a changed configuration"
 sed 's/570/580/; s,/var/lib/mamba2d,/var/lib/mamba2d-second,' /etc/mamba2d/mamba2d.yaml >/etc/mamba2d/second.yaml
 systemctl start mamba2d@second
