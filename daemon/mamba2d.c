@@ -1,10 +1,12 @@
 /*
  * mamba2d: reads options and configuration, opens the server, serves, takes it down.
  */
+#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "daemon/config.h"
 #include "daemon/server.h"
@@ -82,10 +84,25 @@ static int check(const struct config *config, struct error *err)
 	return rc;
 }
 
+/* Each peer takes a descriptor: as many as the process may ask for. */
+static void allow_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= limit.rlim_max)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit))
+		log_warning("the limit of descriptors stays as it is: %s", strerror(errno));
+}
+
 static int serve(struct config *config, const struct config_source *source, struct error *err)
 {
 	static struct server server;
-	int rc = server_open(&server, config, source, err);
+	int rc;
+
+	allow_descriptors();
+	rc = server_open(&server, config, source, err);
 
 	if (!rc)
 		rc = server_run(&server, err);

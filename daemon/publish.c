@@ -92,11 +92,8 @@ static bool send_output(struct server *server, struct stream *stream, struct hid
 	}
 	sent = send_message(server, endpoint, reply ? stream->feeder : NULL, stream->id, stream->id_size, message,
 			    run ? &payload : NULL);
-	if (sent == ENDPOINT_FULL) {
-		if (run && payload.release)
-			hidden_release(hidden);
+	if (sent == ENDPOINT_FULL)
 		return false;
-	}
 	if (sent == ENDPOINT_GONE && reply)
 		stream_feed(server, stream, NULL);
 	if (sent == ENDPOINT_DROPPED) {
@@ -107,7 +104,7 @@ static bool send_output(struct server *server, struct stream *stream, struct hid
 	return true;
 }
 
-/* Send run rows of every output.  false: stopped at hidden->output because the feeder is full. */
+/* Send run rows of every output.  false: stopped at hidden->output, to be tried again. */
 static bool send_run(struct server *server, struct stream *stream, struct hidden *hidden, size_t run)
 {
 	const struct config *config = server->config;
@@ -132,8 +129,8 @@ static bool send_run(struct server *server, struct stream *stream, struct hidden
 		message.has_layer = layer != OUTPUT_FINAL;
 		message.layer = message.has_layer ? (uint64_t)layer : 0;
 		message.end = last && hidden->output + 1 == config->output.n_outputs;
-		if (!hidden->published && !again)
-			send_output(server, stream, hidden, run, &message, false);
+		if (!hidden->published && !again && !send_output(server, stream, hidden, run, &message, false))
+			return false;
 		hidden->published = true;
 		if (stream->reply && stream->feeder && !send_output(server, stream, hidden, run, &message, true))
 			return false;
@@ -164,7 +161,7 @@ static void rows_done(struct server *server, struct stream *stream, const struct
 		list_add(&server->dirty, &stream->dirty);
 }
 
-/* Send all of one window that is still to be sent.  false: the feeder is full. */
+/* Send all of one window that is still to be sent.  false: the feeder is full, or memory is short. */
 static bool send_window(struct server *server, struct stream *stream, struct hidden *hidden)
 {
 	if (!hidden->end) {

@@ -373,25 +373,32 @@ static int send_first_lossy(struct endpoint *endpoint, const struct endpoint_fra
 	return status;
 }
 
-/*
- * Send the frames behind an accepted first one.  Where memory runs out an empty frame takes a frame's place, as a
- * message once begun has to be ended.
- */
-static int send_following(void *socket, const struct endpoint_frame *frames, size_t n)
+static void close_all(zmq_msg_t *msgs, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		zmq_msg_close(&msgs[i]);
+}
+
+/* Build all frames, or none, releasing what was lent. */
+static int build_all(zmq_msg_t *msgs, const struct endpoint_frame *frames, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (build(&msgs[i], &frames[i]) != 0) {
+			close_all(msgs, i);
+			release_all(frames + i, n - i);
+			return -1;
+		}
+	return 0;
+}
+
+/* Send the frames behind an accepted first one. */
+static int send_following(void *socket, zmq_msg_t *msgs, size_t n)
 {
 	int failure = 0;
 
-	for (size_t i = 0; i < n; i++) {
-		zmq_msg_t msg;
-
-		if (build(&msg, &frames[i]) != 0) {
+	for (size_t i = 0; i < n; i++)
+		if (send_built(socket, &msgs[i], i + 1 < n) != 0)
 			failure = errno;
-			release(&frames[i]);
-			zmq_msg_init(&msg);
-		}
-		if (send_built(socket, &msg, i + 1 < n) != 0)
-			failure = errno;
-	}
 	errno = failure;
 	return failure == 0 ? 0 : -1;
 }
@@ -438,31 +445,39 @@ static int address_first(struct endpoint *endpoint, const struct endpoint_frame 
 	return status;
 }
 
+/* Send the first frame, then those behind it, which are closed where it is not accepted. */
+static int send_frames(struct endpoint *endpoint, const struct endpoint_frame *first, zmq_msg_t *following, size_t n,
+		       enum endpoint_sent *ret_sent)
+{
+	int status = endpoint->kind == ENDPOINT_PUBLISH ? publish_first(endpoint, first, n > 0, ret_sent)
+							: address_first(endpoint, first, n > 0, ret_sent);
+
+	if (status == 0 && (*ret_sent == ENDPOINT_SENT || *ret_sent == ENDPOINT_DROPPED))
+		return send_following(endpoint->socket, following, n);
+	close_all(following, n);
+	return status;
+}
+
 int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames, size_t n_frames,
 		  enum endpoint_sent *ret_sent, struct error *err)
 {
-	const bool more = n_frames > 1;
-	enum endpoint_sent sent;
+	zmq_msg_t following[ENDPOINT_FRAMES_MAX];
+	const size_t n = n_frames - 1;
 	int status;
 
-	if (endpoint->kind == ENDPOINT_PUBLISH)
-		status = publish_first(endpoint, &frames[0], more, &sent);
-	else
-		status = address_first(endpoint, &frames[0], more, &sent);
-	if (status != 0) {
+	assert(n_frames >= 1 && n <= ENDPOINT_FRAMES_MAX);
+	/* A message once begun has to be ended: everything that takes memory comes first. */
+	status = build_all(following, frames + 1, n);
+	if (status == 0)
+		status = send_frames(endpoint, &frames[0], following, n, ret_sent);
+	if (status != 0 && errno == ENOMEM) {
+		*ret_sent = ENDPOINT_FULL;
+		status = 0;
+	}
+	if (status != 0)
 		status = zmq_error(err, endpoint->address);
-		release_all(frames, n_frames);
-		return status;
-	}
-	if (sent == ENDPOINT_GONE)
-		release_all(frames, n_frames);
-	if (sent == ENDPOINT_SENT || sent == ENDPOINT_DROPPED) {
-		release(&frames[0]);
-		if (send_following(endpoint->socket, frames + 1, n_frames - 1) != 0)
-			return zmq_error(err, endpoint->address);
-	}
-	*ret_sent = sent;
-	return 0;
+	release(&frames[0]);
+	return status;
 }
 
 int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n_endpoints,

@@ -69,14 +69,14 @@ struct endpoint_frame {
 
 enum endpoint_sent {
 	ENDPOINT_SENT,
-	ENDPOINT_FULL,  /* the peer's queue is full: try again later (ROUTER) */
+	ENDPOINT_FULL,  /* the peer's queue is full (ROUTER), or memory is short: try again later */
 	ENDPOINT_GONE,  /* no such peer any more (ROUTER) */
 	ENDPOINT_DROPPED /* left for all subscribers that had room; at least one had none, or may have had (XPUB) */
 };
 
 /*
  * Send the frames as one message without waiting; the first, an identity or a topic, is copied in any case.  Lent
- * frames are released whatever happens, except when ENDPOINT_FULL is returned: then they are still the caller's.
+ * frames are released, whatever happens.
  */
 int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames, size_t n_frames,
 		  enum endpoint_sent *ret_sent, struct error *err);
