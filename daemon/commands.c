@@ -53,6 +53,7 @@ static void put_counters(struct server *server, struct control_writer *answer)
 		if (stats->refused[i])
 			control_put_uint(answer, refusal_name(ERR_REFUSED - i), stats->refused[i]);
 	control_close(answer);
+	control_put_uint(answer, "refused_keys", server->security.refused);
 }
 
 static void put_devices(struct server *server, struct control_writer *answer)
@@ -157,7 +158,8 @@ static int command_streams(struct server *server, const struct control *request,
 		return err->code;
 	control_open_array(answer, "streams");
 	while ((entry = table_next(&server->streams, entry))) {
-		if (entry->key_size < prefix_size || memcmp(entry->key, prefix, prefix_size))
+		if (entry->key_size < prefix_size || memcmp(entry->key, prefix, prefix_size) ||
+		    !security_allows(server, server->message.user, RIGHT_CONTROL, entry->key, entry->key_size))
 			continue;
 		matching++;
 		if (listed < STREAMS_MAX) {
@@ -270,15 +272,50 @@ static int command_reload(struct server *server, const struct control *request, 
 	return 0;
 }
 
+/* What a command needs control of: any stream, all of them, or those that its request names (all if it names none). */
+enum scope { ANY, ALL, NAMED };
+
 static const struct {
 	const char *name;
 	command *run;
+	enum scope scope;
+	const char *names[2]; /* keys of the request */
 } commands[] = {
-	{ "status", command_status }, { "streams", command_streams }, { "reset", command_reset },
-	{ "close", command_close }, { "drain", command_drain }, { "snapshot", requests_snapshot },
-	{ "export", requests_export }, { "import", requests_import }, { "fork", requests_fork },
-	{ "reload", command_reload },
+	{ "status", command_status, ANY, { NULL } },
+	{ "streams", command_streams, ANY, { NULL } }, /* lists those that the peer controls */
+	{ "reset", command_reset, NAMED, { "stream" } },
+	{ "close", command_close, NAMED, { "stream" } },
+	{ "drain", command_drain, ALL, { NULL } },
+	{ "reload", command_reload, ALL, { NULL } },
+	{ "snapshot", requests_snapshot, NAMED, { "stream" } },
+	{ "export", requests_export, NAMED, { "stream" } },
+	{ "import", requests_import, NAMED, { "stream" } },
+	{ "fork", requests_fork, NAMED, { "stream", "to" } },
 };
+
+/* May the peer that asks run commands[i]? */
+static int check_rights(const struct server *server, const struct control *request, size_t i, struct error *err)
+{
+	unsigned user = server->message.user;
+	size_t n_prefixes;
+
+	rights_prefixes(server->security.rights, user, RIGHT_CONTROL, &n_prefixes);
+	if (commands[i].scope == ANY && !n_prefixes)
+		return error_set(err, REFUSED_DENIED, "this key may not control anything");
+	if (commands[i].scope == ALL && !security_allows(server, user, RIGHT_CONTROL, NULL, 0))
+		return error_set(err, REFUSED_DENIED, "%s: this key may not control all streams", commands[i].name);
+	for (size_t k = 0; commands[i].scope == NAMED && k < 2 && commands[i].names[k]; k++) {
+		const char *id = NULL;
+		size_t id_size = 0;
+
+		if (control_get_bytes(request, commands[i].names[k], &id, &id_size, err))
+			return err->code;
+		if (!security_allows(server, user, RIGHT_CONTROL, id, id_size))
+			return error_set(err, REFUSED_DENIED, "%s: this key may not control %s", commands[i].name,
+					 id_size ? "this stream" : "all streams");
+	}
+	return 0;
+}
 
 static int run(struct server *server, const void *bytes, size_t size, struct control_writer *answer, struct error *err)
 {
@@ -290,7 +327,8 @@ static int run(struct server *server, const void *bytes, size_t size, struct con
 		return err->code;
 	for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
 		if (cmd && strlen(commands[i].name) == length && !memcmp(commands[i].name, cmd, length))
-			return commands[i].run(server, &request, answer, err);
+			return check_rights(server, &request, i, err) ? err->code
+								      : commands[i].run(server, &request, answer, err);
 	return error_set(err, REFUSED_BAD_HEADER,
 			 "cmd: expected status, streams, reset, close, drain, snapshot, export, import, fork or reload");
 }
@@ -325,6 +363,8 @@ int commands_receive(struct server *server, struct error *err)
 	while ((rc = endpoint_receive(server->control, &server->message, err)) > 0) {
 		size_t frame = control_request_frame(&server->message);
 
+		if (!security_knows(server, &server->message))
+			continue;
 		rc = frame ? answer_request(server, frame, err) : 0;
 		if (rc)
 			return rc;

@@ -14,6 +14,7 @@
 
 #include "daemon/config_key.h"
 #include "daemon/generations.h"
+#include "daemon/security.h"
 
 static const struct choice precisions[] = {
 	{ "auto", PRECISION_AUTO }, { "float32", PRECISION_FLOAT32 }, { "bfloat16", PRECISION_BFLOAT16 }, { NULL, 0 }
@@ -25,6 +26,7 @@ static const struct choice rows[] = { { "all", ROWS_ALL }, { "last", ROWS_LAST }
 static const struct choice gaps[] = {
 	{ "auto", GAP_AUTO }, { "reject", GAP_REJECT }, { "reset", GAP_RESET }, { "skip", GAP_SKIP }, { NULL, 0 }
 };
+static const struct choice booleans[] = { { "false", false }, { "true", true }, { NULL, 0 } };
 static const struct choice levels[] = {
 	{ "error", LOG_LEVEL_ERROR }, { "warning", LOG_LEVEL_WARNING }, { "notice", LOG_LEVEL_NOTICE },
 	{ "info", LOG_LEVEL_INFO }, { "debug", LOG_LEVEL_DEBUG }, { NULL, 0 }
@@ -97,6 +99,14 @@ const struct key config_keys[] = {
 	  "rows that one peer may have accepted but not done", .least = 1, .most = GIB, .live = true },
 	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto",
 	  "rows in one batch, at least a window", .least = 1, .most = GIB, .automatic = true },
+	{ "security.secret_key", KIND_STRING, AT(security.secret_key), "",
+	  "key file of this daemon; with it every TCP socket asks for keys (mamba2ctl keygen)", .live = false },
+	{ "security.authorized_keys", KIND_STRING, AT(security.authorized_keys), "",
+	  "file of the keys to let in and of what each may do; a reload reads it anew", .live = true },
+	{ "security.insecure", KIND_CHOICE, AT(security.insecure), "false",
+	  "true allows TCP sockets without keys that are not on loopback", .choices = booleans },
+	{ "security.ipc_mode", KIND_MODE, AT(security.ipc_mode), "0600",
+	  "file mode of ipc sockets, octal: who may write such a file may do everything", .live = false },
 	{ "log.level", KIND_CHOICE, AT(log.level), "info",
 	  "error, warning, notice, info or debug", .choices = levels, .live = true },
 	{ "shutdown_timeout", KIND_SECONDS, AT(shutdown_timeout), "30",
@@ -227,6 +237,17 @@ static int set_choice(const struct key *key, int *field, const char *text, const
 	return bad(place, err, "\"%s\" is none of: %s", text, known);
 }
 
+static int set_mode(uint64_t *field, const char *text, const struct place *place, struct error *err)
+{
+	char *end;
+	unsigned long value = strtoul(text, &end, 8);
+
+	if (*text < '0' || *text > '7' || *end || value > 0777)
+		return bad(place, err, "\"%s\" is no file mode, expected 0000 to 0777", text);
+	*field = value;
+	return 0;
+}
+
 static int set_scalar(const struct key *key, void *field, const char *text, const struct place *place,
 		      struct error *err)
 {
@@ -243,6 +264,8 @@ static int set_scalar(const struct key *key, void *field, const char *text, cons
 		return set_seconds(field, text, place, err);
 	case KIND_CHOICE:
 		return set_choice(key, field, text, place, err);
+	case KIND_MODE:
+		return set_mode(field, text, place, err);
 	}
 	return 0;
 }
@@ -474,7 +497,7 @@ int config_check(const struct config *config, struct error *err)
 				 config->limits.credit_rows, config->window);
 	if (!config->output.layers.n)
 		return error_set(err, ERR_ARGUMENT, "output.layers: expected at least one of final and layer numbers");
-	return 0;
+	return security_check(config, err);
 }
 
 int config_finish(struct config *config, struct error *err)
@@ -546,6 +569,9 @@ static void print_value(const struct key *key, const void *field, FILE *file)
 		for (const struct choice *c = key->choices; c->name; c++)
 			if (c->value == *(const int *)field)
 				fputs(c->name, file);
+		break;
+	case KIND_MODE:
+		fprintf(file, "%04" PRIo64, *(const uint64_t *)field);
 		break;
 	}
 }

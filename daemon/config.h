@@ -53,6 +53,11 @@ struct config {
 		uint64_t message_bytes, credit_rows, batch_rows; /* batch_rows 0: the device chooses */
 	} limits;
 	struct {
+		char *secret_key, *authorized_keys; /* paths; empty: none */
+		int insecure;                       /* bool */
+		uint64_t ipc_mode;
+	} security;
+	struct {
 		int level; /* enum log_level */
 	} log;
 	double shutdown_timeout; /* seconds */

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum kind { KIND_STRING, KIND_STRINGS, KIND_UINT, KIND_SECONDS, KIND_CHOICE };
+enum kind { KIND_STRING, KIND_STRINGS, KIND_UINT, KIND_SECONDS, KIND_CHOICE, KIND_MODE };
 
 struct choice {
 	const char *name;

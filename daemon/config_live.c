@@ -19,7 +19,8 @@ union value {
 
 static const size_t sizes[] = {
 	[KIND_STRING] = sizeof(char *), [KIND_STRINGS] = sizeof(struct string_list), [KIND_UINT] = sizeof(uint64_t),
-	[KIND_SECONDS] = sizeof(double), [KIND_CHOICE] = sizeof(int)
+	[KIND_SECONDS] = sizeof(double), [KIND_CHOICE] = sizeof(int),
+	[KIND_MODE] = sizeof(uint64_t)
 };
 
 static void *field(struct config *config, const struct key *key)
@@ -53,6 +54,7 @@ static bool values_equal(const struct key *key, const struct config *a, const st
 	case KIND_STRINGS:
 		return lists_equal(&x.list, &y.list);
 	case KIND_UINT:
+	case KIND_MODE:
 		return x.number == y.number;
 	case KIND_SECONDS:
 		return !(x.seconds < y.seconds) && !(x.seconds > y.seconds);

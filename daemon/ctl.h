@@ -4,7 +4,10 @@
 #ifndef DAEMON_CTL_H
 #define DAEMON_CTL_H
 
+#include <stdbool.h>
+
 #include "model/error.h"
+#include "protocol/client.h"
 
 enum ctl_status {
 	CTL_OK = 0,
@@ -17,7 +20,19 @@ enum ctl_status {
 int ctl_encode(int argc, char **argv);  /* ctl_encode.c */
 int ctl_send(int argc, char **argv);    /* ctl_rows.c */
 int ctl_recv(int argc, char **argv);    /* ctl_rows.c */
+int ctl_keygen(int argc, char **argv);  /* ctl_keys.c */
 int ctl_request(int argc, char **argv); /* ctl_request.c: all the others */
+
+/* The key files that commands which connect are given: rows for a getopt table, and what the options set. */
+#define CTL_KEY_OPTIONS { "key", required_argument, NULL, 'K' }, { "server-key", required_argument, NULL, 'S' }
+struct ctl_keys {
+	const char *key, *server_key; /* paths; NULL: not given */
+};
+bool ctl_keys_option(struct ctl_keys *keys, int option, const char *argument); /* false: it is none of these */
+
+/* As client_new, with the keys in these files if they were given. */
+int ctl_connect(enum client_kind kind, const char *address, const struct ctl_keys *keys, struct client **ret_client,
+		struct error *err);
 
 /* Print "mamba2ctl NAME: text" to stderr and return status. */
 int ctl_fail(const char *name, int status, const struct error *error);

@@ -14,6 +14,7 @@
 #include "daemon/ctl.h"
 #include "daemon/runtime.h"
 #include "protocol/client.h"
+#include "protocol/refusal.h"
 #include "protocol/streamid.h"
 
 #define TIMEOUT_MS 5000
@@ -48,6 +49,7 @@ static const struct {
 struct request {
 	size_t command; /* in commands */
 	const char *name, *address;
+	struct ctl_keys keys;
 	const char *value[ARGUMENTS_MAX];
 	bool json;
 	char *bytes;    /* [capacity] */
@@ -57,7 +59,8 @@ struct request {
 static int read_arguments(int argc, char **argv, struct request *r)
 {
 	static const struct option options[] = {
-		{ "control", required_argument, NULL, 'c' }, { "json", no_argument, NULL, 'j' }, { NULL, 0, NULL, 0 }
+		{ "control", required_argument, NULL, 'c' }, { "json", no_argument, NULL, 'j' }, CTL_KEY_OPTIONS,
+		{ NULL, 0, NULL, 0 }
 	};
 	int option;
 
@@ -67,7 +70,7 @@ static int read_arguments(int argc, char **argv, struct request *r)
 			r->address = optarg;
 		else if (option == 'j')
 			r->json = true;
-		else
+		else if (!ctl_keys_option(&r->keys, option, optarg))
 			return ctl_usage(r->name, NULL);
 	}
 	while (strcmp(commands[r->command].name, r->name))
@@ -211,9 +214,9 @@ int ctl_request(int argc, char **argv)
 	}
 	if (!r.address && !runtime_find_control(own, sizeof own, &error))
 		r.address = own;
-	if (!r.address || client_new(CLIENT_CONTROL, r.address, &client, &error) ||
+	if (!r.address || ctl_connect(CLIENT_CONTROL, r.address, &r.keys, &client, &error) ||
 	    client_request(client, r.bytes, r.size, commands[r.command].timeout_ms, &answer, &error))
-		rc = ctl_fail(r.name, CTL_NO_DAEMON, &error);
+		rc = ctl_fail(r.name, error.code == REFUSED_DENIED ? CTL_REFUSED : CTL_NO_DAEMON, &error);
 	else
 		rc = show(&r, &answer);
 	client_free(client, 0);

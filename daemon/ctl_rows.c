@@ -23,6 +23,7 @@
 
 struct sending {
 	const char *address, *path;
+	struct ctl_keys keys;
 	unsigned char stream[MESSAGE_STREAM_MAX];
 	size_t stream_size;
 	bool flush, end;
@@ -36,7 +37,7 @@ static int read_send_arguments(int argc, char **argv, struct sending *s)
 {
 	static const struct option options[] = {
 		{ "ingest", required_argument, NULL, 'i' }, { "flush", no_argument, NULL, 'f' },
-		{ "end", no_argument, NULL, 'e' }, { NULL, 0, NULL, 0 }
+		{ "end", no_argument, NULL, 'e' }, CTL_KEY_OPTIONS, { NULL, 0, NULL, 0 }
 	};
 	struct error err;
 	int option;
@@ -49,7 +50,7 @@ static int read_send_arguments(int argc, char **argv, struct sending *s)
 			s->flush = true;
 		else if (option == 'e')
 			s->end = true;
-		else
+		else if (!ctl_keys_option(&s->keys, option, optarg))
 			return ctl_usage("send", NULL);
 	}
 	if (argc - optind != 2)
@@ -134,7 +135,8 @@ int ctl_send(int argc, char **argv)
 
 	if (rc)
 		return rc;
-	if ((rc = npy_open(s.path, &s.in, &err)) || (rc = client_new(CLIENT_INGEST, s.address, &s.client, &err)) ||
+	if ((rc = npy_open(s.path, &s.in, &err)) ||
+	    (rc = ctl_connect(CLIENT_INGEST, s.address, &s.keys, &s.client, &err)) ||
 	    (rc = send_header(&s, &open, NULL, &err)))
 		goto out;
 	while (!rc && !s.state.open)
@@ -156,6 +158,7 @@ out:
 
 struct receiving {
 	const char *address, *path; /* path NULL: print */
+	struct ctl_keys keys;
 	unsigned char prefix[MESSAGE_STREAM_MAX];
 	size_t prefix_size;
 	uint64_t count; /* rows; 0: until the stream's end */
@@ -169,7 +172,7 @@ static int read_recv_arguments(int argc, char **argv, struct receiving *r)
 {
 	static const struct option options[] = {
 		{ "publish", required_argument, NULL, 'p' }, { "count", required_argument, NULL, 'c' },
-		{ "out", required_argument, NULL, 'o' }, { NULL, 0, NULL, 0 }
+		{ "out", required_argument, NULL, 'o' }, CTL_KEY_OPTIONS, { NULL, 0, NULL, 0 }
 	};
 	struct error err;
 	char *end;
@@ -181,6 +184,8 @@ static int read_recv_arguments(int argc, char **argv, struct receiving *r)
 			r->address = optarg;
 		else if (option == 'o')
 			r->path = optarg;
+		else if (ctl_keys_option(&r->keys, option, optarg))
+			continue;
 		else if (option != 'c')
 			return ctl_usage("recv", NULL);
 		else if (!(r->count = strtoull(optarg, &end, 10)) || *end)
@@ -280,7 +285,7 @@ int ctl_recv(int argc, char **argv)
 
 	if (rc)
 		return rc;
-	if (!(rc = client_new(CLIENT_SUBSCRIBE, r.address, &r.client, &err)) &&
+	if (!(rc = ctl_connect(CLIENT_SUBSCRIBE, r.address, &r.keys, &r.client, &err)) &&
 	    !(rc = client_subscribe(r.client, r.prefix, r.prefix_size, &err)))
 		rc = receive(&r, &err);
 	if (!rc && r.path)

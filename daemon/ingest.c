@@ -467,6 +467,20 @@ static void note_got(struct server *server, struct stream *stream, const struct 
 		saving_note(server, stream);
 }
 
+/* May the peer do what the message asks for?  Nothing that follows depends on who it is. */
+static int check_rights(const struct server *server, const struct arrival *arrival, struct error *err)
+{
+	unsigned user = arrival->frames->user;
+
+	if (!security_allows(server, user, RIGHT_WRITE, arrival->id, arrival->id_size))
+		return error_set(err, REFUSED_DENIED, user == ENDPOINT_NOBODY
+				 ? "a peer that shows a key must not choose its routing id"
+				 : "this key may not write to this stream");
+	if (arrival->message.reply && !security_allows(server, user, RIGHT_READ, arrival->id, arrival->id_size))
+		return error_set(err, REFUSED_DENIED, "this key may not read this stream: open it without reply");
+	return 0;
+}
+
 static int handle(struct server *server, struct arrival *arrival, struct error *err)
 {
 	const struct message *m = &arrival->message;
@@ -529,10 +543,17 @@ void ingest_message(struct server *server, bool router, const struct endpoint_me
 {
 	struct arrival arrival;
 	struct error error = { 0 };
-	int rc = parse(server, router, message, &arrival, &error);
+	int rc = 0;
 
+	if (!security_knows(server, message))
+		return;
+	rc = parse(server, router, message, &arrival, &error);
+	if (!rc)
+		rc = check_rights(server, &arrival, &error);
 	if (!rc) {
 		arrival.peer = router ? peer_get(server, arrival.identity, arrival.identity_size) : &server->publishers;
+		if (arrival.peer)
+			arrival.peer->user = message->user;
 		rc = arrival.peer ? handle(server, &arrival, &error) : error_memory(&error, "peer");
 		peer_release(server, arrival.peer);
 	}

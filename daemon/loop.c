@@ -22,6 +22,7 @@
 #define CONTROL_BYTES ((size_t)1 << 20)
 #define PUBLISH_HIGH_WATER 4096
 #define INGEST_HIGH_WATER 4096
+#define WATCH_MS 1000 /* with keys, connections are watched: their news must not pile up */
 
 static uint64_t now_ns(void)
 {
@@ -69,7 +70,11 @@ static int open_socket(struct server *server, enum endpoint_kind kind, const cha
 		       const struct string_list *addresses, const struct endpoint_options *options,
 		       struct endpoint **ret_endpoint, struct error *err)
 {
-	int rc = endpoint_new(server->context, kind, options, ret_endpoint, err);
+	struct endpoint_options secured = *options;
+	int rc;
+
+	security_options(server, &secured);
+	rc = endpoint_new(server->context, kind, &secured, ret_endpoint, err);
 
 	for (size_t i = 0; !rc && i < addresses->n; i++) {
 		char path[256];
@@ -109,6 +114,8 @@ static int open_sockets(struct server *server, struct error *err)
 
 	if (!rc)
 		rc = endpoint_message_init(&server->message, err);
+	if (!rc)
+		rc = security_open(server, err);
 	if (!rc)
 		rc = open_socket(server, ENDPOINT_PUBLISH, "publish", &config->sockets.publish, &publish,
 				 &server->publish, err);
@@ -197,6 +204,7 @@ void server_free(struct server *server)
 	endpoint_free(server->subscribe, 0);
 	endpoint_free(server->publish, linger);
 	endpoint_free(server->control, linger < 1000 ? linger : 1000);
+	security_close(server);
 	endpoint_context_free(server->context); /* hidden states on loan are back now */
 	free_streams(server);
 	requests_free(server);
@@ -256,11 +264,13 @@ static void read_signals(struct server *server)
 	}
 }
 
-/* XPUB delivers subscriptions; the socket does what they ask for by itself. */
-static int drop_subscriptions(struct server *server, struct error *err)
+/* XPUB delivers subscriptions.  Where there are no keys, the socket does what they ask for by itself. */
+static int take_subscriptions(struct server *server, struct error *err)
 {
 	int rc;
 
+	if (server->security.zap)
+		return security_subscriptions(server, err);
 	while ((rc = endpoint_receive(server->publish, &server->message, err)) > 0)
 		;
 	return rc;
@@ -293,6 +303,8 @@ static int timeout(struct server *server, int64_t due)
 		due = server->retry_ms < due ? server->retry_ms : due;
 	if (server->phase == SERVER_STOPPING && server->deadline_ms < due)
 		due = server->deadline_ms;
+	if (server->security.zap && due > server->now_ms + WATCH_MS)
+		due = server->now_ms + WATCH_MS;
 	if (due == INT64_MAX)
 		return -1;
 	due -= server->now_ms;
@@ -302,8 +314,10 @@ static int timeout(struct server *server, int64_t due)
 /* Wait, then let everything that is ready happen once. */
 static int turn(struct server *server, int64_t due, struct error *err)
 {
-	struct endpoint *const sockets[] = { server->publish, server->control, server->ingest, server->subscribe };
-	const bool reading[] = { true, true, true, ingest_wants_more(server) };
+	struct endpoint *const sockets[] = {
+		server->security.zap, server->publish, server->control, server->ingest, server->subscribe
+	};
+	const bool reading[] = { true, true, true, true, ingest_wants_more(server) };
 	enum { N = sizeof sockets / sizeof sockets[0] };
 	struct endpoint *endpoints[N];
 	bool wanted[N], ready[N], fd_ready[3];
@@ -330,15 +344,17 @@ static int turn(struct server *server, int64_t due, struct error *err)
 	if (server->store && fd_ready[2])
 		states_collect(server);
 	for (size_t i = 0; i < n && !rc; i++) {
-		if (!ready[i])
+		if (!ready[i] || endpoints[i] == server->publish)
 			continue;
-		if (endpoints[i] == server->publish)
-			rc = drop_subscriptions(server, err);
+		if (endpoints[i] == server->security.zap)
+			rc = security_serve(server, err);
 		else if (endpoints[i] == server->control)
 			rc = commands_receive(server, err);
 		else
 			rc = ingest_receive(server, endpoints[i], err);
 	}
+	if (!rc)
+		rc = take_subscriptions(server, err);
 	retry_stalled(server);
 	ingest_waiting(server);
 	requests_go_on(server);

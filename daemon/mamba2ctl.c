@@ -12,6 +12,7 @@ static const char usage[] =
 	"Without a daemon:\n"
 	"  encode --model DIR [--window N] [--device D] [--precision P] [--threads N] IN.npy OUT.npy\n"
 	"                          run a whole recording: [rows, hidden_size] or [rows] token ids in, hidden states out\n"
+	"  keygen FILE             make a key: the secret one in FILE, the public one in FILE.pub\n"
 	"\n"
 	"With a running daemon:\n"
 	"  send [--ingest ADDRESS] [--flush] [--end] STREAM IN.npy\n"
@@ -28,6 +29,7 @@ static const char usage[] =
 	"  export STREAM FILE      a stream's state as a safetensors file\n"
 	"  import FILE [STREAM]    make a stream of such a file, under another id if one is given\n"
 	"  fork STREAM NEW         let another stream go on from a copy of this one's state\n"
+	"All of these take --key FILE and --server-key FILE.pub: our secret key and the daemon's public one.\n"
 	"From status on they take --control ADDRESS (default: the daemon of this user).\n"
 	"\n"
 	"Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon answered, 4 the daemon refused.\n"
@@ -42,7 +44,8 @@ static const struct {
 	const char *name;
 	int (*run)(int argc, char **argv);
 } commands[] = {
-	{ "encode", ctl_encode }, { "send", ctl_send }, { "recv", ctl_recv }, { "status", ctl_request },
+	{ "encode", ctl_encode }, { "keygen", ctl_keygen }, { "send", ctl_send }, { "recv", ctl_recv },
+	{ "status", ctl_request },
 	{ "streams", ctl_request }, { "reset", ctl_request }, { "close", ctl_request }, { "drain", ctl_request },
 	{ "reload", ctl_request },
 	{ "snapshot", ctl_request }, { "export", ctl_request }, { "import", ctl_request }, { "fork", ctl_request },

@@ -24,7 +24,7 @@ static const char usage[] =
 	"\n"
 	"Examples:\n"
 	"  mamba2d -s model=/srv/mamba2-130m\n"
-	"  mamba2d -c /etc/mamba2d.yaml -s window=64 -s 'sockets.ingest=[\"tcp://*:5701\", \"ipc:///run/in\"]'\n";
+	"  mamba2d -c /etc/mamba2d.yaml -s window=64 -s 'sockets.ingest=[\"tcp://127.0.0.1:5701\", \"ipc:///run/in\"]'\n";
 
 enum mode { MODE_RUN, MODE_CHECK, MODE_PRINT, MODE_LEAVE };
 
@@ -71,9 +71,16 @@ static int read_options(int argc, char **argv, struct config_source *source, enu
 
 static int check(const struct config *config, struct error *err)
 {
+	struct rights *rights;
+	struct key_pair pair;
 	struct model *model;
-	int rc = model_open(config->model, &model, err);
+	int rc = security_read(config, NULL, &pair, &rights, err);
 
+	if (rc)
+		return rc;
+	rights_free(rights);
+	explicit_bzero(&pair, sizeof pair);
+	rc = model_open(config->model, &model, err);
 	if (rc)
 		return rc;
 	rc = config_suits(config, model, err);

@@ -51,19 +51,28 @@ static void apply(struct server *server)
 static int reload_quietly(struct server *server, struct config_change changes[CONFIG_CHANGES_MAX], size_t *ret_n,
 			  struct error *err)
 {
+	struct rights *rights = NULL;
+	struct key_pair pair;
 	struct config fresh;
 	size_t n;
 	int rc = config_load(&fresh, server->source, err);
 
 	if (!rc)
 		rc = check(server, &fresh, err);
+	if (!rc)
+		rc = security_read(&fresh, server->security.rights, &pair, &rights, err);
+	explicit_bzero(&pair, sizeof pair);
 	if (!rc) {
 		n = config_compare(server->config, &fresh, changes);
 		rc = take_over(server, &fresh, err);
 	}
 	config_free(&fresh);
-	if (rc)
+	if (rc) {
+		rights_free(rights);
 		return rc;
+	}
+	if (server->security.zap)
+		security_replace(server, rights);
 	apply(server);
 	*ret_n = n;
 	return 0;

@@ -10,6 +10,7 @@
  *	commands.c the control socket
  *	service.h  what systemd is told
  *	reload.h   the configuration again, while running
+ *	security.h who is let in, and what each may do
  *	loop.c     waits for sockets, worker, signals and timers, and calls the above
  *
  * All of it runs on one thread; nothing here is locked.
@@ -25,6 +26,7 @@
 #include "daemon/list.h"
 #include "daemon/log.h"
 #include "daemon/pool.h"
+#include "daemon/security.h"
 #include "daemon/service.h"
 #include "daemon/states.h"
 #include "daemon/stream.h"
@@ -82,6 +84,7 @@ struct server {
 	int worker_fd;        /* can be read when a worker has finished something */
 	struct endpoint_context *context;
 	struct endpoint *ingest, *subscribe, *publish, *control; /* ingest, subscribe: NULL without an address */
+	struct security security;
 	struct endpoint_message message; /* the one being handled */
 	size_t itemsize; /* bytes of one number of a hidden state */
 

@@ -267,7 +267,7 @@ bool held_add(struct server *server, struct held_list *list, const struct endpoi
 	held = malloc(sizeof *held + bytes);
 	if (!held)
 		return false;
-	*held = (struct held){ .router = router, .n_frames = message->n_frames };
+	*held = (struct held){ .router = router, .user = message->user, .n_frames = message->n_frames };
 	for (size_t i = 0, at = 0; i < message->n_frames; at += message->frame[i++].size) {
 		held->size[i] = message->frame[i].size;
 		memcpy(held->bytes + at, message->frame[i].data, message->frame[i].size);
@@ -297,7 +297,7 @@ struct held *held_pop(struct server *server, struct held_list *list)
 
 void held_message(const struct held *held, struct endpoint_message *ret_message)
 {
-	*ret_message = (struct endpoint_message){ .n_frames = held->n_frames };
+	*ret_message = (struct endpoint_message){ .user = held->user, .n_frames = held->n_frames };
 	for (size_t i = 0, at = 0; i < held->n_frames; at += held->size[i++]) {
 		ret_message->frame[i].data = held->bytes + at;
 		ret_message->frame[i].size = held->size[i];

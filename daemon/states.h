@@ -62,6 +62,7 @@ struct slot {
 struct held {
 	struct held *next;
 	bool router;
+	unsigned user;
 	size_t n_frames;
 	size_t size[ENDPOINT_FRAMES_MAX];
 	unsigned char bytes[];

@@ -25,6 +25,7 @@
 struct peer {
 	struct table_entry entry;
 	bool router;          /* can be answered */
+	unsigned user;        /* whose key it showed, as of its last message */
 	uint64_t outstanding; /* rows accepted and not done, over all its streams */
 	size_t holds;         /* streams that it feeds, and the message being handled */
 	size_t identity_size;

@@ -14,6 +14,7 @@
 #include "protocol/refusal.h"
 
 #define FRAMES_MAX 3
+#define EVENTS "inproc://events"
 #define HIGH_WATER 1000          /* messages queued each way */
 #define HEARTBEAT_INTERVAL_MS 5000
 #define HEARTBEAT_TIMEOUT_MS 15000 /* a daemon silent for so long is connected to anew */
@@ -23,6 +24,7 @@
 struct client {
 	void *context;
 	void *socket;
+	void *events; /* of a client with keys: that it is not let in */
 	char *address;
 	zmq_msg_t frame[FRAMES_MAX]; /* of the message received last */
 	size_t n_frames;             /* initialised ones */
@@ -52,7 +54,24 @@ static int configure(void *socket)
 	return 0;
 }
 
-int client_new(enum client_kind kind, const char *address, struct client **ret_client, struct error *err)
+/* Show keys, and learn if they are not let in. */
+static int show_keys(struct client *client, const struct client_keys *keys)
+{
+	void *socket = client->socket;
+
+	if (!keys)
+		return 0;
+	if (zmq_setsockopt(socket, ZMQ_CURVE_SERVERKEY, keys->server, KEY_TEXT) != 0
+	    || zmq_setsockopt(socket, ZMQ_CURVE_PUBLICKEY, keys->own.public_key, KEY_TEXT) != 0
+	    || zmq_setsockopt(socket, ZMQ_CURVE_SECRETKEY, keys->own.secret_key, KEY_TEXT) != 0
+	    || zmq_socket_monitor(socket, EVENTS, ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) != 0)
+		return -1;
+	client->events = zmq_socket(client->context, ZMQ_PAIR);
+	return client->events ? zmq_connect(client->events, EVENTS) : -1;
+}
+
+int client_new(enum client_kind kind, const char *address, const struct client_keys *keys, struct client **ret_client,
+	       struct error *err)
 {
 	struct client *client = calloc(1, sizeof *client);
 	int status;
@@ -66,7 +85,8 @@ int client_new(enum client_kind kind, const char *address, struct client **ret_c
 	client->context = zmq_ctx_new();
 	if (client->context)
 		client->socket = zmq_socket(client->context, kind == CLIENT_SUBSCRIBE ? ZMQ_SUB : ZMQ_DEALER);
-	if (!client->socket || configure(client->socket) != 0 || zmq_connect(client->socket, address) != 0) {
+	if (!client->socket || configure(client->socket) != 0 || show_keys(client, keys) != 0
+	    || zmq_connect(client->socket, address) != 0) {
 		status = zmq_error(err, client, "cannot connect to");
 		client_free(client, 0);
 		return status;
@@ -86,6 +106,8 @@ void client_free(struct client *client, int linger_ms)
 	if (!client)
 		return;
 	drop_frames(client);
+	if (client->events)
+		zmq_close(client->events);
 	if (client->socket) {
 		zmq_setsockopt(client->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
 		zmq_close(client->socket);
@@ -107,11 +129,15 @@ int client_subscribe(struct client *client, const void *prefix, size_t size, str
 /* Wait until the socket can be sent to or received from: 1, or 0 after timeout_ms or a signal. */
 static int wait_for(struct client *client, short events, int timeout_ms, struct error *err)
 {
-	zmq_pollitem_t item = { .socket = client->socket, .events = events };
-	const int n = zmq_poll(&item, 1, timeout_ms);
+	zmq_pollitem_t items[] = {
+		{ .socket = client->socket, .events = events }, { .socket = client->events, .events = ZMQ_POLLIN }
+	};
+	const int n = zmq_poll(items, client->events ? 2 : 1, timeout_ms);
 
 	if (n < 0 && errno != EINTR)
 		return zmq_error(err, client, "waiting for");
+	if (n > 0 && items[1].revents)
+		return error_set(err, REFUSED_DENIED, "%s does not let this key in", client->address);
 	return n > 0;
 }
 

@@ -11,6 +11,7 @@
 
 #include "model/error.h"
 #include "protocol/control.h"
+#include "protocol/keys.h"
 #include "protocol/message.h"
 
 enum client_kind {
@@ -21,11 +22,18 @@ enum client_kind {
 
 struct client;
 
+/* For a daemon that asks for keys: our own, and the public one that the daemon must have. */
+struct client_keys {
+	struct key_pair own;
+	char server[KEY_TEXT];
+};
+
 /*
- * Connect to the daemon's address of that kind (the connection itself is made, and made anew, in the background).
- * Free with client_free, which gives unsent messages up to linger_ms to leave; NULL is fine.
+ * Connect to the daemon's address of that kind (the connection itself is made, and made anew, in the background),
+ * with keys, or NULL.  Free with client_free, which gives unsent messages up to linger_ms to leave; NULL is fine.
  */
-int client_new(enum client_kind kind, const char *address, struct client **ret_client, struct error *err);
+int client_new(enum client_kind kind, const char *address, const struct client_keys *keys, struct client **ret_client,
+	       struct error *err);
 void client_free(struct client *client, int linger_ms);
 
 /* CLIENT_SUBSCRIBE: receive the streams whose id starts with prefix [size]; size 0: all of them. */

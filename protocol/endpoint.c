@@ -10,10 +10,14 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <zmq.h>
 
+#include "protocol/subscribers.h"
 #include "protocol/tally.h"
+#include "protocol/zap.h"
 
 #define HEARTBEAT_INTERVAL_MS 5000
 #define HEARTBEAT_TIMEOUT_MS 15000 /* a peer silent for so long is gone; it is told the same about us */
@@ -31,12 +35,18 @@
 
 struct endpoint_context {
 	void *zmq;
+	bool guarded; /* it has a ZAP handler */
 };
 
 struct endpoint {
 	void *socket;
 	enum endpoint_kind kind;
+	struct endpoint_context *context;
+	bool keyed;               /* peers over TCP must show a key; secret_key is ours, in Z85 */
+	char secret_key[KEY_TEXT];
+	unsigned int ipc_mode;
 	struct tally *missed;     /* of ENDPOINT_PUBLISH */
+	struct subscribers *subscribers; /* of ENDPOINT_PUBLISH that is keyed */
 	unsigned int n_published;
 	char address[ADDRESS_MAX];
 };
@@ -116,9 +126,10 @@ static int configure(void *socket, const struct endpoint_options *options)
 	return set_options(socket, common, sizeof common / sizeof *common);
 }
 
-static int configure_kind(void *socket, enum endpoint_kind kind)
+/* Where peers have rights of their own, none may take over another one's routing id. */
+static int configure_kind(void *socket, enum endpoint_kind kind, bool keyed)
 {
-	static const struct option ingest[] = { { ZMQ_ROUTER_MANDATORY, 1 }, { ZMQ_ROUTER_HANDOVER, 1 } };
+	const struct option ingest[] = { { ZMQ_ROUTER_MANDATORY, 1 }, { ZMQ_ROUTER_HANDOVER, !keyed } };
 	static const struct option control[] = { { ZMQ_ROUTER_MANDATORY, 1 } };
 	static const struct option publish[] = { { ZMQ_XPUB_NODROP, 1 } };
 
@@ -131,6 +142,8 @@ static int configure_kind(void *socket, enum endpoint_kind kind)
 		return set_options(socket, publish, 1);
 	case ENDPOINT_SUBSCRIBE:
 		return zmq_setsockopt(socket, ZMQ_SUBSCRIBE, "", 0);
+	case ENDPOINT_ZAP:
+		return 0;
 	}
 	return 0;
 }
@@ -138,13 +151,18 @@ static int configure_kind(void *socket, enum endpoint_kind kind)
 int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, const struct endpoint_options *options,
 		 struct endpoint **ret_endpoint, struct error *err)
 {
-	static const int types[] = { ZMQ_ROUTER, ZMQ_SUB, ZMQ_XPUB, ZMQ_ROUTER };
+	static const int types[] = { ZMQ_ROUTER, ZMQ_SUB, ZMQ_XPUB, ZMQ_ROUTER, ZMQ_REP };
 	struct endpoint *endpoint = calloc(1, sizeof *endpoint);
 	int status;
 
 	if (!endpoint)
 		return error_memory(err, "an endpoint");
 	endpoint->kind = kind;
+	endpoint->context = context;
+	endpoint->ipc_mode = options->ipc_mode;
+	endpoint->keyed = options->secret_key != NULL;
+	if (endpoint->keyed)
+		memcpy(endpoint->secret_key, options->secret_key, KEY_TEXT);
 	if (kind == ENDPOINT_PUBLISH) {
 		endpoint->missed = tally_new();
 		if (!endpoint->missed) {
@@ -154,23 +172,36 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 	}
 	endpoint->socket = zmq_socket(context->zmq, types[kind]);
 	if (!endpoint->socket || configure(endpoint->socket, options) != 0
-	    || configure_kind(endpoint->socket, kind) != 0) {
+	    || configure_kind(endpoint->socket, kind, endpoint->keyed) != 0) {
 		status = zmq_error(err, "ZeroMQ socket");
 		endpoint_free(endpoint, 0);
 		return status;
 	}
+	if (kind == ENDPOINT_PUBLISH && endpoint->keyed
+	    && subscribers_new(context->zmq, endpoint->socket, &endpoint->subscribers, err) != 0) {
+		endpoint_free(endpoint, 0);
+		return err->code;
+	}
 	*ret_endpoint = endpoint;
 	return 0;
+}
+
+struct subscribers *endpoint_subscribers(struct endpoint *endpoint)
+{
+	return endpoint->subscribers;
 }
 
 void endpoint_free(struct endpoint *endpoint, int linger_ms)
 {
 	if (!endpoint)
 		return;
+	subscribers_free(endpoint->subscribers);
 	if (endpoint->socket) {
 		zmq_setsockopt(endpoint->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
 		zmq_close(endpoint->socket);
 	}
+	if (endpoint->kind == ENDPOINT_ZAP && endpoint->address[0] != '\0')
+		endpoint->context->guarded = false;
 	tally_free(endpoint->missed);
 	free(endpoint);
 }
@@ -186,6 +217,34 @@ static bool is_ipv4(const char *address)
 	return address[0] != '\0' && address[strspn(address, "0123456789.")] == ':';
 }
 
+/* Ask for a key at a TCP address, and for none where a socket file's mode decides; options hold for what is next. */
+static int secure(struct endpoint *endpoint, const char *address)
+{
+	const bool tcp = strncmp(address, "tcp://", strlen("tcp://")) == 0;
+	const char *domain = tcp ? ZAP_DOMAIN_KEYS : ZAP_DOMAIN_LOCAL;
+	const struct option server = { ZMQ_CURVE_SERVER, tcp };
+
+	if (!endpoint->keyed)
+		return 0;
+	if (tcp && zmq_setsockopt(endpoint->socket, ZMQ_CURVE_SECRETKEY, endpoint->secret_key, KEY_TEXT) != 0)
+		return -1;
+	if (zmq_setsockopt(endpoint->socket, ZMQ_ZAP_DOMAIN, domain, strlen(domain)) != 0)
+		return -1;
+	return set_options(endpoint->socket, &server, 1);
+}
+
+/* A socket file is made with its mode: it is never there with another one. */
+static int bind_with_mode(struct endpoint *endpoint, const char *address)
+{
+	const mode_t before = endpoint->ipc_mode ? umask(~endpoint->ipc_mode & 0777) : 0;
+	const int status = zmq_bind(endpoint->socket, address), failure = errno;
+
+	if (endpoint->ipc_mode)
+		umask(before);
+	errno = failure;
+	return status;
+}
+
 int endpoint_attach(struct endpoint *endpoint, const char *address, struct error *err)
 {
 	const bool connects = address[0] == '>';
@@ -194,11 +253,15 @@ int endpoint_attach(struct endpoint *endpoint, const char *address, struct error
 
 	if (address[0] == '>' || address[0] == '@')
 		address++;
+	if (endpoint->keyed && !endpoint->context->guarded)
+		return error_set(err, ERR_SYSTEM, "%s: there is no ZAP handler, so anybody would be let in", address);
 	ipv6.value = !is_ipv4(address);
-	if (set_options(endpoint->socket, &ipv6, 1) != 0
-	    || (connects ? zmq_connect : zmq_bind)(endpoint->socket, address) != 0)
+	if (set_options(endpoint->socket, &ipv6, 1) != 0 || secure(endpoint, address) != 0
+	    || (connects ? zmq_connect(endpoint->socket, address) : bind_with_mode(endpoint, address)) != 0)
 		return error_set(err, ERR_SYSTEM, "cannot %s %s: %s", connects ? "connect to" : "bind to", address,
 				 zmq_strerror(errno));
+	if (endpoint->kind == ENDPOINT_ZAP)
+		endpoint->context->guarded = true;
 	if (zmq_getsockopt(endpoint->socket, ZMQ_LAST_ENDPOINT, endpoint->address, &size) != 0)
 		return zmq_error(err, address);
 	return 0;
@@ -260,6 +323,33 @@ static void keep_frame(struct endpoint_message *message, zmq_msg_t *frame)
 	message->frame[i].size = zmq_msg_size(frame);
 }
 
+/* The number that the ZAP handler gave to a message's sender.  What ZeroMQ puts in front may lack it. */
+static unsigned int user_of(const struct endpoint *endpoint, struct endpoint_storage *storage)
+{
+	const bool addressed = endpoint->kind == ENDPOINT_INGEST || endpoint->kind == ENDPOINT_CONTROL;
+	const char *id = zmq_msg_gets(&storage->kept[storage->n_kept - 1], "User-Id"), *routing_id;
+	unsigned int user;
+	uint64_t time;
+
+	if (!id || !zap_read_user(id, &user, &time))
+		return ENDPOINT_NOBODY;
+	if (addressed) {
+		/* Routing ids that ZeroMQ makes begin with a zero byte.  One that was chosen could be another peer's. */
+		routing_id = zmq_msg_data(&storage->kept[0]);
+		if (zmq_msg_size(&storage->kept[0]) == 0 || routing_id[0] != '\0')
+			return ENDPOINT_NOBODY;
+	}
+	return user;
+}
+
+void endpoint_cut(const struct endpoint_message *message)
+{
+	struct endpoint_storage *storage = message->storage;
+
+	if (storage && storage->n_kept > 0)
+		shutdown(zmq_msg_get(&storage->kept[storage->n_kept - 1], ZMQ_SRCFD), SHUT_RDWR);
+}
+
 int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message, struct error *err)
 {
 	struct endpoint_storage *storage = message->storage;
@@ -284,6 +374,7 @@ int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message
 		else
 			zmq_msg_close(frame);
 	}
+	message->user = endpoint->keyed ? user_of(endpoint, storage) : ENDPOINT_ANYBODY;
 	return 1;
 }
 
@@ -421,7 +512,8 @@ static int publish_first(struct endpoint *endpoint, const struct endpoint_frame 
 	bool dropped = false;
 	int status;
 
-	discard_subscriptions(endpoint);
+	if (!endpoint->subscribers)
+		discard_subscriptions(endpoint);
 	status = send_first(endpoint, frame, more);
 	if (status != 0 && errno == EAGAIN) {
 		dropped = true;

@@ -7,6 +7,7 @@
 #ifndef PROTOCOL_ENDPOINT_H
 #define PROTOCOL_ENDPOINT_H
 
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,15 +18,19 @@ enum endpoint_kind {
 	ENDPOINT_INGEST,    /* ROUTER, mandatory: frames carry the peer's identity in front */
 	ENDPOINT_SUBSCRIBE, /* SUB to everything */
 	ENDPOINT_PUBLISH,   /* XPUB, no silent drops */
-	ENDPOINT_CONTROL    /* ROUTER */
+	ENDPOINT_CONTROL,   /* ROUTER */
+	ENDPOINT_ZAP        /* REP: see zap.h */
 };
 
 struct endpoint_options {
 	size_t message_bytes;  /* largest frame accepted */
 	int send_high_water;   /* messages queued for one peer */
 	int receive_high_water;
+	const char *secret_key; /* Z85: peers over TCP must show a key; NULL: they need none */
+	unsigned int ipc_mode;  /* of socket files; 0: as the umask says */
 };
 
+struct subscribers;
 struct endpoint_context; /* ZeroMQ's context: its I/O threads */
 struct endpoint;
 
@@ -37,17 +42,28 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 		 struct endpoint **ret_endpoint, struct error *err);
 void endpoint_free(struct endpoint *endpoint, int linger_ms);
 
+/* Of ENDPOINT_PUBLISH with a secret_key: its subscribers, which get nothing before it is granted.  Else NULL. */
+struct subscribers *endpoint_subscribers(struct endpoint *endpoint);
+
 /*
  * Bind to address, or connect to it where it is written ">ADDRESS" (or "@ADDRESS" to bind, which is the default of all
  * kinds).  The error names the address.  endpoint_address returns what was bound (tcp://...:* made definite).
+ *
+ * With secret_key the endpoint is the CURVE server at every TCP address, also where it connects, and who is let in is
+ * the ZAP handler's to say.  Without one in the context ZeroMQ would let in everybody: that is an error.
  */
 int endpoint_attach(struct endpoint *endpoint, const char *address, struct error *err);
 const char *endpoint_address(const struct endpoint *endpoint);
 
-#define ENDPOINT_FRAMES_MAX 4
+#define ENDPOINT_FRAMES_MAX 7
+
+/* Users: the numbers that the ZAP handler gave to keys, and */
+#define ENDPOINT_ANYBODY 0u      /* no key was asked for */
+#define ENDPOINT_NOBODY UINT_MAX /* a peer that cannot be told, or that chose its routing id where keys are asked for */
 
 /* A received message.  The bytes stay until the next endpoint_receive on this struct or endpoint_message_clear. */
 struct endpoint_message {
+	unsigned int user; /* who sent it */
 	size_t n_frames; /* as many as were sent; only the first ENDPOINT_FRAMES_MAX are kept */
 	struct { const void *data; size_t size; } frame[ENDPOINT_FRAMES_MAX];
 	struct endpoint_storage *storage;
@@ -58,6 +74,9 @@ void endpoint_message_clear(struct endpoint_message *message);
 
 /* Receive one message without waiting: 1 if there was one, 0 if not, negative on error. */
 int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message, struct error *err);
+
+/* Cut the connection that a message just received came over.  The peer may connect again, if it is let in. */
+void endpoint_cut(const struct endpoint_message *message);
 
 /* A frame to send.  With release, data is lent and release(data, arg) is called, from any thread, once it has left. */
 struct endpoint_frame {

@@ -184,7 +184,7 @@ int main(int argc, char **argv)
 			"[--dtype D] [--seconds N]\n");
 		return 2;
 	}
-	if (client_new(CLIENT_INGEST, b.address, &b.client, &err) || run(&b, &err)) {
+	if (client_new(CLIENT_INGEST, b.address, NULL, &b.client, &err) || run(&b, &err)) {
 		fprintf(stderr, "bench_daemon: %s\n", err.text);
 		return 1;
 	}

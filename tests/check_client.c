@@ -45,7 +45,7 @@ static void join(enum endpoint_kind kind, enum client_kind client_kind)
 {
 	ck_assert_int_eq(endpoint_new(context, kind, &options, &endpoint, &err), 0);
 	ck_assert_int_eq(endpoint_attach(endpoint, "tcp://127.0.0.1:*", &err), 0);
-	ck_assert_int_eq(client_new(client_kind, endpoint_address(endpoint), &client, &err), 0);
+	ck_assert_int_eq(client_new(client_kind, endpoint_address(endpoint), NULL, &client, &err), 0);
 }
 
 static void receive(void)
@@ -290,15 +290,15 @@ START_TEST(daemon_that_is_not_there)
 	char address[64];
 
 	snprintf(address, sizeof address, "ipc:///tmp/check_client.%d.absent", (int)getpid());
-	ck_assert_int_eq(client_new(CLIENT_CONTROL, address, &client, &err), 0);
+	ck_assert_int_eq(client_new(CLIENT_CONTROL, address, NULL, &client, &err), 0);
 	ck_assert_int_eq(client_request(client, stop, write_stop(), 10, &reply, &err), ERR_SYSTEM);
 	ck_assert_msg(strstr(err.text, "no answer from") && strstr(err.text, address), "%s", err.text);
 	client_free(client, 0);
-	ck_assert_int_eq(client_new(CLIENT_INGEST, address, &client, &err), 0);
+	ck_assert_int_eq(client_new(CLIENT_INGEST, address, NULL, &client, &err), 0);
 	ck_assert_int_eq(client_receive(client, 10, &got, &err), 0);
 	client_free(client, 0);
 	client = NULL;
-	ck_assert_int_eq(client_new(CLIENT_INGEST, "nonsense", &client, &err), ERR_SYSTEM);
+	ck_assert_int_eq(client_new(CLIENT_INGEST, "nonsense", NULL, &client, &err), ERR_SYSTEM);
 	ck_assert_msg(strstr(err.text, "cannot connect to nonsense: "), "%s", err.text);
 }
 END_TEST

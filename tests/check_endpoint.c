@@ -13,6 +13,7 @@
 
 #include "protocol/endpoint.h"
 #include "protocol/tally.h"
+#include "protocol/zap.h"
 
 #define PATIENCE_MS 20000 /* what is bound to come has come by then, or the test fails */
 
@@ -213,7 +214,7 @@ START_TEST(many_frames)
 	peer_send(peer, frames + 9, 1);
 	receive(ingest, &message);
 	ck_assert_uint_eq(message.n_frames, 11);
-	assert_frame(&message, ENDPOINT_FRAMES_MAX - 1, "3");
+	assert_frame(&message, ENDPOINT_FRAMES_MAX - 1, "6");
 	receive(ingest, &message);
 	ck_assert_uint_eq(message.n_frames, 2);
 	assert_frame(&message, 1, "10");
@@ -500,6 +501,47 @@ START_TEST(linger)
 }
 END_TEST
 
+static unsigned int find_nobody(void *arg, const unsigned char key[KEY_BYTES])
+{
+	(void)arg;
+	(void)key;
+	return ENDPOINT_NOBODY;
+}
+
+static uint64_t no_time(void *arg)
+{
+	(void)arg;
+	return 0;
+}
+
+/* Without a ZAP handler ZeroMQ lets everybody in, so an endpoint with keys is not opened; and there is one handler. */
+START_TEST(no_keys_without_a_handler)
+{
+	const struct zap_rules rules = { .find = find_nobody, .time = no_time };
+	struct endpoint_options keyed = options;
+	struct endpoint *endpoint, *zap, *second;
+	struct endpoint_message message;
+	struct key_pair pair;
+
+	ck_assert_int_eq(keys_generate(&pair, &err), 0);
+	keyed.secret_key = pair.secret_key;
+	ck_assert_int_eq(endpoint_new(context, (enum endpoint_kind)_i, &keyed, &endpoint, &err), 0);
+	for (int i = 0; i < 3; i++) {
+		ck_assert_int_eq(endpoint_attach(endpoint, transport(i), &err), ERR_SYSTEM);
+		ck_assert_ptr_nonnull(strstr(err.text, "there is no ZAP handler"));
+	}
+	ck_assert_int_eq(zap_open(context, &zap, &err), 0);
+	ck_assert_int_eq(zap_open(context, &second, &err), ERR_SYSTEM);
+	ck_assert_int_eq(endpoint_attach(endpoint, transport(2), &err), 0);
+	ck_assert_int_eq(endpoint_message_init(&message, &err), 0);
+	ck_assert_int_eq(zap_serve(zap, &message, &rules, &err), 0);
+	endpoint_message_clear(&message);
+	endpoint_free(zap, 0);
+	ck_assert_int_eq(endpoint_attach(endpoint, transport(2), &err), ERR_SYSTEM);
+	endpoint_free(endpoint, 0);
+}
+END_TEST
+
 START_TEST(addresses)
 {
 	struct endpoint *first = open_endpoint(ENDPOINT_INGEST, "@tcp://127.0.0.1:*"), *second;
@@ -645,6 +687,7 @@ int main(void)
 	tcase_add_test(sockets, impossible_send);
 	tcase_add_test(sockets, first_frame_is_released_too);
 	tcase_add_test(sockets, linger);
+	tcase_add_loop_test(sockets, no_keys_without_a_handler, ENDPOINT_INGEST, ENDPOINT_ZAP);
 	tcase_add_test(sockets, addresses);
 	tcase_add_test(sockets, stale_ipc_socket);
 	tcase_add_test(sockets, poll_tells_who_is_ready);

@@ -27,6 +27,7 @@ from typing import NamedTuple, Optional
 import msgpack
 import numpy as np
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 try:
     from ml_dtypes import bfloat16 as _bfloat16
@@ -88,6 +89,25 @@ def widen(hidden):
     if hidden.dtype == np.uint16:
         return (hidden.astype(np.uint32) << 16).view(np.float32)
     return hidden.astype(np.float32)
+
+
+def _read_key(path, keyword):
+    """The key in a file with one line "keyword KEY" beside comments."""
+    with open(path, encoding="ascii") as file:
+        lines = [line.split() for line in file if line.strip() and not line.startswith("#")]
+    if len(lines) != 1 or len(lines[0]) != 2 or lines[0][0] != keyword or len(lines[0][1]) != 40:
+        raise ValueError(f'{path}: expected one line "{keyword} KEY"')
+    return lines[0][1].encode()
+
+
+def _read_keys(key, server_key):
+    """Our public key, our secret one and the daemon's public one; None without files."""
+    if key is None and server_key is None:
+        return None
+    if key is None or server_key is None:
+        raise ValueError("key and server_key go together")
+    secret = _read_key(key, "secret-key")
+    return zmq.curve_public(secret), secret, _read_key(server_key, "public-key")
 
 
 def _stream_id(stream):
@@ -251,6 +271,8 @@ class Client:
     publish   address of its publish socket, for hidden
     identity  ZeroMQ routing id for ingest; best left out
     control   address of its control socket, for control
+    key, server_key  for a daemon that asks for keys: the files of our secret key and of the daemon's public one, as
+              `mamba2ctl keygen` writes them
     timeout   seconds without a word from the daemon until a call gives up with TimeoutError
     silence   seconds without a word after which the connection is made anew
     message_bytes  longer runs of rows are split into messages of about this size
@@ -259,12 +281,13 @@ class Client:
               that never ends, at the price of a Refused("gap") when the daemon was restarted
     """
 
-    def __init__(self, ingest=None, publish=None, identity=None, *, control=None, timeout=60.0, silence=20.0,
-                 message_bytes=1 << 20, keep=True, context=None):
+    def __init__(self, ingest=None, publish=None, identity=None, *, control=None, key=None, server_key=None,
+                 timeout=60.0, silence=20.0, message_bytes=1 << 20, keep=True, context=None):
         self._addresses = {"ingest": ingest, "publish": publish, "control": control}
         self._identity, self._timeout, self._silence = identity, timeout, silence
         self._message_bytes, self._keep = message_bytes, keep
         self._context = context or zmq.Context.instance()
+        self._keys = _read_keys(key, server_key)
         self._socket = self._lost = self._poller = None
         self._streams = {}
         self._ended = set()   # names of streams that ended on this connection
@@ -350,19 +373,13 @@ class Client:
         """
         socket = self._new_socket(zmq.SUB, "publish")
         socket.setsockopt(zmq.SUBSCRIBE, prefix.encode() if isinstance(prefix, str) else bytes(prefix))
-        connected = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        socket.connect(self._addresses["publish"])
-        is_connected = connected.poll(self._timeout * 1000)
-        socket.disable_monitor()
-        if not is_connected:
-            socket.close()
-            raise TimeoutError(f"nobody publishes at {self._addresses['publish']}")
+        self._shake_hands(socket, "publish")
         return self._published(socket, timeout)
 
     def control(self, cmd, **arguments):
         """Ask the control socket ("status", "streams", ...); returns the answer, a dict, or raises Refused."""
         with self._new_socket(zmq.DEALER, "control") as socket:
-            socket.connect(self._addresses["control"])
+            self._shake_hands(socket, "control")
             socket.send(msgpack.packb({"v": VERSION, "cmd": cmd, **arguments}))
             if not socket.poll(self._timeout * 1000):
                 raise TimeoutError(f"no answer from {self._addresses['control']}")
@@ -409,7 +426,31 @@ class Client:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
+        if self._keys and not self._addresses[role].startswith("ipc:"):  # there a file's mode decides
+            socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = self._keys
         return socket
+
+    def _next_event(self, events, role, seconds):
+        """Something that happened to a connection; None if nothing does in time.  Raises Refused if we are kept out."""
+        if not events.poll(seconds * 1000):
+            return None
+        event = recv_monitor_message(events)["event"]
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise Refused("denied", f"{self._addresses[role]} does not let this key in")
+        return event
+
+    def _shake_hands(self, socket, role):
+        """Connect, and wait until that is done; if it fails, close the socket."""
+        events = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+        socket.connect(self._addresses[role])
+        try:
+            if not self._next_event(events, role, self._timeout):
+                raise TimeoutError(f"nobody answers at {self._addresses[role]}")
+        except BaseException:
+            socket.disable_monitor()
+            socket.close()
+            raise
+        socket.disable_monitor()
 
     def _connect(self):
         self._disconnect()
@@ -417,7 +458,7 @@ class Client:
         self._socket.setsockopt(zmq.SNDHWM, 0)  # credit bounds what is under way
         if self._identity is not None:
             self._socket.setsockopt(zmq.IDENTITY, self._identity)
-        self._lost = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._lost = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._lost, zmq.POLLIN)
@@ -553,7 +594,7 @@ class Client:
                 messages.append(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
         except zmq.Again:
             pass
-        if self._lost.poll(0):  # some of the messages may be for the new peer that we have become; all come again
+        if self._next_event(self._lost, "ingest", 0):  # some messages may be for the new peer that we are; all come again
             self._connect()
             return False
         for name, header, *payload in messages:

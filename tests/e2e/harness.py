@@ -75,8 +75,8 @@ def from_bfloat16(bits):
 # --- the daemon ------------------------------------------------------------------------------------------------------
 
 def settings_arguments(settings):
-    """{"streams.max": 2} -> ["-s", "streams.max=2"]; JSON is YAML, and the folders are not parsed."""
-    literal = ("model", "state.dir")
+    """{"streams.max": 2} -> ["-s", "streams.max=2"]; JSON is YAML, and paths are not parsed."""
+    literal = ("model", "state.dir", "security.secret_key", "security.authorized_keys")
     return [word for key, value in settings.items()
             for word in ("-s", f"{key}={value if key in literal else json.dumps(value)}")]
 
@@ -186,9 +186,11 @@ class Message:
 class Receiver:
     """Reads from a socket; messages are taken by stream and type, in order."""
 
-    def __init__(self, daemon, kind):
+    def __init__(self, daemon, kind, keys=None):
         self.daemon = daemon
         self.socket = daemon.context.socket(kind)
+        if keys:
+            self.socket.curve_publickey, self.socket.curve_secretkey, self.socket.curve_serverkey = keys
         self.socket.setsockopt(zmq.LINGER, 0)
         self.inbox = []
 
@@ -262,8 +264,8 @@ def data_frames(stream, rows, dtype=None, **header):
 class Peer(Receiver):
     """A producer on the ingest ROUTER."""
 
-    def __init__(self, daemon, address=None):
-        super().__init__(daemon, zmq.DEALER)
+    def __init__(self, daemon, address=None, keys=None):
+        super().__init__(daemon, zmq.DEALER, keys)
         self.socket.setsockopt(zmq.SNDHWM, 0)
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.connect(address or daemon.ingest)

@@ -1,0 +1,221 @@
+/*
+ * Keys: what the configuration says of them, the ZAP handler's decisions, and taking rights away while running.
+ */
+#include "daemon/security.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/server.h"
+#include "protocol/subscribers.h"
+#include "protocol/zap.h"
+
+/* --- the configuration --- */
+
+/* Is it an address of this machine alone, "127.0.0.1:5701", "localhost:5701" or "[::1]:5701"? */
+static bool is_loopback(const char *address)
+{
+	const char *source = strchr(address, ';');
+	const char *host = source ? source + 1 : address;
+	size_t length = strcspn(host, ":");
+
+	if (!strncmp(host, "[::1]:", 6) || !strncmp(host, "localhost:", 10))
+		return true;
+	return !strncmp(host, "127.", 4) && strspn(host, "0123456789.") == length;
+}
+
+static int check_address(const struct config *config, const char *key, const char *text, struct error *err)
+{
+	const char *address = text[0] == '>' || text[0] == '@' ? text + 1 : text;
+	bool tcp = !strncmp(address, "tcp://", 6), open;
+
+	if (!strcmp(text, "auto") && !strcmp(key, "sockets.control"))
+		return 0;
+	if (!tcp && strncmp(address, "ipc://", 6))
+		return error_set(err, ERR_ARGUMENT, "%s: \"%s\", expected tcp://HOST:PORT or ipc://PATH", key, text);
+	open = tcp ? !config->security.secret_key[0] && !is_loopback(address + 6) : address[6] == '@';
+	if (!open || config->security.insecure)
+		return 0;
+	if (!tcp)
+		return error_set(err, ERR_ARGUMENT, "%s: \"%s\" has no file mode and is open to every user of this machine: "
+				 "use a path, or write security.insecure: true", key, text);
+	return error_set(err, ERR_ARGUMENT, "%s: \"%s\" is not on loopback: set security.secret_key and "
+			 "security.authorized_keys, or write security.insecure: true", key, text);
+}
+
+int security_check(const struct config *config, struct error *err)
+{
+	const struct {
+		const char *key;
+		const struct string_list *list;
+	} sockets[] = {
+		{ "sockets.ingest", &config->sockets.ingest }, { "sockets.subscribe", &config->sockets.subscribe },
+		{ "sockets.publish", &config->sockets.publish }, { "sockets.control", &config->sockets.control },
+	};
+
+	if (config->security.secret_key[0] && !config->security.authorized_keys[0])
+		return error_set(err, ERR_ARGUMENT,
+				 "security.authorized_keys: expected the file of keys to let in, beside security.secret_key");
+	if (!config->security.secret_key[0] && config->security.authorized_keys[0])
+		return error_set(err, ERR_ARGUMENT,
+				 "security.secret_key: expected a key file, beside security.authorized_keys");
+	for (size_t i = 0; i < sizeof sockets / sizeof sockets[0]; i++)
+		for (size_t k = 0; k < sockets[i].list->n; k++)
+			if (check_address(config, sockets[i].key, sockets[i].list->item[k], err))
+				return err->code;
+	return 0;
+}
+
+int security_read(const struct config *config, const struct rights *old, struct key_pair *ret_pair,
+		  struct rights **ret_rights, struct error *err)
+{
+	struct error mistake;
+
+	*ret_rights = NULL;
+	if (!config->security.secret_key[0])
+		return 0;
+	if (keys_read_secret(config->security.secret_key, ret_pair, &mistake))
+		return error_set(err, mistake.code, "security.secret_key: %s", mistake.text);
+	if (rights_read(config->security.authorized_keys, old, ret_rights, &mistake))
+		return error_set(err, mistake.code, "security.authorized_keys: %s", mistake.text);
+	return 0;
+}
+
+/* --- letting in --- */
+
+int security_open(struct server *server, struct error *err)
+{
+	struct security *security = &server->security;
+	int rc = security_read(server->config, NULL, &security->pair, &security->rights, err);
+
+	if (rc || !security->rights)
+		return rc;
+	rc = zap_open(server->context, &security->zap, err);
+	if (!rc)
+		log_notice("keys are asked for on TCP: %zu are authorised, ours is %s", rights_count(security->rights),
+			   security->pair.public_key);
+	return rc;
+}
+
+void security_close(struct server *server)
+{
+	endpoint_free(server->security.zap, 0);
+	rights_free(server->security.rights);
+	explicit_bzero(&server->security.pair, sizeof server->security.pair);
+}
+
+void security_options(const struct server *server, struct endpoint_options *options)
+{
+	options->ipc_mode = (unsigned)server->config->security.ipc_mode;
+	options->secret_key = server->security.zap ? server->security.pair.secret_key : NULL;
+}
+
+/* The ZAP handler's decision. */
+static unsigned let_in(void *arg, const unsigned char key[KEY_BYTES])
+{
+	struct server *server = arg;
+	unsigned user = rights_find(server->security.rights, key);
+	char text[KEY_TEXT];
+
+	if (user != ENDPOINT_NOBODY)
+		return user;
+	server->security.refused++;
+	if (log_tap_open(&server->security.refusals, 1)) {
+		keys_format(key, text);
+		log_warning("refused: the key %s is not authorised", text);
+	}
+	return user;
+}
+
+static uint64_t connection_time(void *arg)
+{
+	struct server *server = arg;
+
+	return subscribers_time(endpoint_subscribers(server->publish));
+}
+
+int security_serve(struct server *server, struct error *err)
+{
+	const struct zap_rules rules = { .find = let_in, .time = connection_time, .arg = server };
+
+	return zap_serve(server->security.zap, &server->message, &rules, err);
+}
+
+/* --- rights --- */
+
+bool security_knows(const struct server *server, const struct endpoint_message *message)
+{
+	if (message->user == ENDPOINT_NOBODY || rights_known(server->security.rights, message->user))
+		return true; /* nobody is told that it is denied */
+	endpoint_cut(message);
+	return false;
+}
+
+bool security_allows(const struct server *server, unsigned user, enum right right, const void *id, size_t size)
+{
+	return rights_allow(server->security.rights, user, right, id, size);
+}
+
+/*
+ * A subscription within what the user may read is granted as it is; one that goes beyond is granted for the part that it
+ * may read.  That part stays until the connection ends: another subscription may be the reason for it as well, and SUB
+ * sockets drop what they did not ask for.
+ */
+static int grant(struct subscribers *subscribers, const struct rights *rights, const struct subscription *asked,
+		 struct error *err)
+{
+	size_t n;
+	const struct prefix *prefix = rights_prefixes(rights, asked->user, RIGHT_READ, &n);
+	int rc = 0;
+
+	if (rights_allow(rights, asked->user, RIGHT_READ, asked->prefix, asked->size))
+		return asked->add ? subscribers_grant(subscribers, asked->prefix, asked->size, err)
+				  : subscribers_withdraw(subscribers, asked->prefix, asked->size, err);
+	for (size_t i = 0; i < n && asked->add && !rc; i++)
+		if (prefix[i].size > asked->size && !memcmp(prefix[i].bytes, asked->prefix, asked->size))
+			rc = subscribers_grant(subscribers, prefix[i].bytes, prefix[i].size, err);
+	return rc;
+}
+
+int security_subscriptions(struct server *server, struct error *err)
+{
+	struct subscribers *subscribers = endpoint_subscribers(server->publish);
+	struct subscription asked;
+	int rc;
+
+	while ((rc = subscribers_next(subscribers, &asked, err)) > 0) {
+		rc = grant(subscribers, server->security.rights, &asked, err);
+		if (rc)
+			return rc;
+	}
+	return rc;
+}
+
+/* Cut the subscribers whose rights to read change: they come again, and get what they may read now. */
+static void cut_subscribers(struct server *server, const struct rights *before)
+{
+	for (unsigned user = 1; user <= rights_users(before); user++)
+		if (!rights_same(before, server->security.rights, user, RIGHT_READ) ||
+		    !rights_known(server->security.rights, user))
+			subscribers_cut(endpoint_subscribers(server->publish), user);
+}
+
+void security_replace(struct server *server, struct rights *rights)
+{
+	struct rights *before = server->security.rights;
+	struct table_entry *entry = NULL;
+
+	server->security.rights = rights;
+	cut_subscribers(server, before);
+	rights_free(before);
+	while ((entry = table_next(&server->streams, entry))) {
+		struct stream *stream = list_entry(entry, struct stream, entry);
+
+		if (!stream->feeder || !stream->feeder->router)
+			continue;
+		if (!security_allows(server, stream->feeder->user, RIGHT_READ, stream->id, stream->id_size))
+			stream->reply = false;
+		if (!security_allows(server, stream->feeder->user, RIGHT_WRITE, stream->id, stream->id_size))
+			stream_feed(server, stream, NULL);
+	}
+}
