@@ -56,6 +56,7 @@ static struct hidden *take_hidden(struct server *server, const struct block *blo
 	hidden->next = NULL;
 	hidden->pool = server->hiddens;
 	atomic_init(&hidden->refs, 1);
+	hidden->arrived_ns = block->arrived_ns;
 	hidden->first = first;
 	hidden->row = hidden->output = 0;
 	hidden->end = rows;
@@ -131,7 +132,7 @@ static void submit_rows(struct server *server, struct entry *entry)
 static bool form(struct server *server, struct server_job *job)
 {
 	struct window *windows = job->windows;
-	size_t n = 0;
+	size_t n = 0, rows = 0;
 
 	share_out(server, job);
 	for (; n < job->n_entries; n++) {
@@ -147,9 +148,11 @@ static bool form(struct server *server, struct server_job *job)
 			    job->n_entries);
 	job->n_entries = n;
 	for (size_t i = 0; i < n; i++) {
-		server->stats.batch_rows += job->entries[i].rows;
+		rows += job->entries[i].rows;
 		submit_rows(server, &job->entries[i]);
 	}
+	if (n)
+		metrics_batch(&server->metrics, rows);
 	job->job.batch = (struct batch){ .segments = job->segments, .n_segments = n };
 	return n > 0;
 }
@@ -179,7 +182,7 @@ void batch_start(struct server *server)
 /* --- after a batch --- */
 
 /* The entry's windows are computed: the cache has moved on, hidden states go to the outbox. */
-static void advance(struct server *server, struct entry *entry)
+static void advance(struct server *server, struct entry *entry, const struct job *job)
 {
 	size_t window = server->config->window;
 	struct stream *stream = entry->stream;
@@ -196,6 +199,10 @@ static void advance(struct server *server, struct entry *entry)
 	stream->computed += entry->rows / window * window;
 	if (!entry->hidden)
 		return;
+	for (struct hidden *hidden = entry->hidden; hidden; hidden = hidden->next) {
+		hidden->started_ns = job->started_ns;
+		hidden->ended_ns = job->ended_ns;
+	}
 	if (stream->outbox)
 		stream->last_outbox->next = entry->hidden;
 	else
@@ -247,7 +254,7 @@ static int finish_batch(struct server *server, struct server_job *job, struct er
 		if (error->code)
 			take_back(server, entry);
 		else
-			advance(server, entry);
+			advance(server, entry, &job->job);
 	}
 	for (size_t i = 0; i < job->n_entries && !error->code; i++)
 		publish_hidden(server, job->entries[i].stream);

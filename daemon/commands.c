@@ -5,8 +5,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "daemon/clock.h"
 #include "daemon/reload.h"
 #include "daemon/requests.h"
 #include "protocol/control.h"
@@ -91,15 +91,12 @@ static int command_status(struct server *server, const struct control *request, 
 			  struct error *err)
 {
 	const struct device *device = server->lanes[0].device;
-	struct timespec now;
 
 	(void)request;
 	(void)err;
-	clock_gettime(CLOCK_MONOTONIC, &now);
 	control_put_str(answer, "version", PACKAGE_VERSION);
 	control_put_str(answer, "state", phases[server->phase]);
-	control_put_float(answer, "uptime_s",
-			  (double)now.tv_sec + (double)now.tv_nsec / 1e9 - (double)server->started_ns / 1e9);
+	control_put_float(answer, "uptime_s", (double)(clock_ns() - server->started_ns) / 1e9);
 	control_put_str(answer, "model", server->config->model);
 	control_put_str(answer, "fingerprint", server->model->fingerprint);
 	control_put_uint(answer, "hidden_size", server->model->shape.hidden_size);
@@ -272,6 +269,16 @@ static int command_reload(struct server *server, const struct control *request, 
 	return 0;
 }
 
+/* metrics: all of them. */
+static int command_metrics(struct server *server, const struct control *request, struct control_writer *answer,
+			   struct error *err)
+{
+	(void)request;
+	(void)err;
+	metrics_put(server, answer);
+	return 0;
+}
+
 /* What a command needs control of: any stream, all of them, or those that its request names (all if it names none). */
 enum scope { ANY, ALL, NAMED };
 
@@ -283,6 +290,7 @@ static const struct {
 } commands[] = {
 	{ "status", command_status, ANY, { NULL } },
 	{ "streams", command_streams, ANY, { NULL } }, /* lists those that the peer controls */
+	{ "metrics", command_metrics, ANY, { NULL } },
 	{ "reset", command_reset, NAMED, { "stream" } },
 	{ "close", command_close, NAMED, { "stream" } },
 	{ "drain", command_drain, ALL, { NULL } },
@@ -330,30 +338,56 @@ static int run(struct server *server, const void *bytes, size_t size, struct con
 			return check_rights(server, &request, i, err) ? err->code
 								      : commands[i].run(server, &request, answer, err);
 	return error_set(err, REFUSED_BAD_HEADER,
-			 "cmd: expected status, streams, reset, close, drain, snapshot, export, import, fork or reload");
+			 "cmd: expected status, streams, metrics, reset, close, drain, snapshot, export, import, fork or reload");
+}
+
+/* Run a request and write its answer to buffer [ANSWER_BYTES]; returns its length, 0 if the request waits. */
+static size_t write_answer(struct server *server, const void *request, size_t size, void *buffer)
+{
+	struct control_writer answer;
+	struct error refused;
+	size_t length;
+	int rc;
+
+	control_begin_answer(&answer, buffer, ANSWER_BYTES);
+	rc = run(server, request, size, &answer, &refused);
+	if (rc == REQUEST_WAITS)
+		return 0;
+	if (rc)
+		control_begin_refusal(&answer, buffer, ANSWER_BYTES, refused.code, refused.text);
+	length = control_finish(&answer);
+	if (length > ANSWER_BYTES) {
+		control_begin_refusal(&answer, buffer, ANSWER_BYTES, REFUSED_INTERNAL, "the answer is too long");
+		length = control_finish(&answer);
+	}
+	return length;
+}
+
+void *commands_answer(struct server *server, unsigned user, const char *cmd, const char *prefix, size_t *ret_size)
+{
+	unsigned char request[512];
+	struct control_writer writer;
+	size_t size, prefix_size = prefix ? strlen(prefix) : 0;
+	void *buffer = malloc(ANSWER_BYTES);
+
+	if (!buffer)
+		return NULL;
+	control_begin_request(&writer, request, sizeof request, cmd);
+	control_put_bin(&writer, "prefix", prefix, prefix_size < MESSAGE_STREAM_MAX ? prefix_size : MESSAGE_STREAM_MAX);
+	size = control_finish(&writer);
+	server->message.user = user; /* as if it had come as a message */
+	*ret_size = write_answer(server, request, size, buffer);
+	return buffer;
 }
 
 static int answer_request(struct server *server, size_t frame, struct error *err)
 {
 	static unsigned char buffer[ANSWER_BYTES];
-	struct control_writer answer;
-	struct error refused;
+	size_t length = write_answer(server, server->message.frame[frame].data, server->message.frame[frame].size,
+				     buffer);
 	enum endpoint_sent sent;
-	size_t length;
-	int rc;
 
-	control_begin_answer(&answer, buffer, sizeof buffer);
-	rc = run(server, server->message.frame[frame].data, server->message.frame[frame].size, &answer, &refused);
-	if (rc == REQUEST_WAITS)
-		return 0;
-	if (rc)
-		control_begin_refusal(&answer, buffer, sizeof buffer, refused.code, refused.text);
-	length = control_finish(&answer);
-	if (length > sizeof buffer) {
-		control_begin_refusal(&answer, buffer, sizeof buffer, REFUSED_INTERNAL, "the answer is too long");
-		length = control_finish(&answer);
-	}
-	return control_answer(server->control, &server->message, buffer, length, &sent, err);
+	return length ? control_answer(server->control, &server->message, buffer, length, &sent, err) : 0;
 }
 
 int commands_receive(struct server *server, struct error *err)

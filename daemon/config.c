@@ -109,6 +109,8 @@ const struct key config_keys[] = {
 	  "file mode of ipc sockets, octal: who may write such a file may do everything", .live = false },
 	{ "log.level", KIND_CHOICE, AT(log.level), "info",
 	  "error, warning, notice, info or debug", .choices = levels, .live = true },
+	{ "metrics.listen", KIND_STRING, AT(metrics.listen), "127.0.0.1:9464",
+	  "HOST:PORT for HTTP: /metrics, /healthz, /readyz and a page for people; empty: none", .live = false },
 	{ "shutdown_timeout", KIND_SECONDS, AT(shutdown_timeout), "30",
 	  "seconds that SIGTERM leaves for finishing and publishing what was accepted", .live = true },
 };

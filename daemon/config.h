@@ -60,6 +60,9 @@ struct config {
 	struct {
 		int level; /* enum log_level */
 	} log;
+	struct {
+		char *listen; /* HOST:PORT; empty: nowhere */
+	} metrics;
 	double shutdown_timeout; /* seconds */
 };
 

@@ -36,6 +36,7 @@ static const struct {
 } commands[] = {
 	{ "status", TIMEOUT_MS, { { NONE, NULL, false } } },
 	{ "streams", TIMEOUT_MS, { { STREAM, "prefix", false } } },
+	{ "metrics", TIMEOUT_MS, { { NONE, NULL, false } } },
 	{ "reset", TIMEOUT_MS, { { STREAM, "stream", true } } },
 	{ "close", TIMEOUT_MS, { { STREAM, "stream", true } } },
 	{ "drain", TIMEOUT_MS, { { NONE, NULL, false } } },

@@ -200,6 +200,7 @@ static int fill(struct server *server, struct stream *stream, const struct arriv
 			break;
 		}
 		block = stream->last_block;
+		block->arrived_ns = server->now_ns;
 		rc = widen(server, arrival, i, n, block->rows + at * hidden_size, err);
 		for (size_t k = 0; k < n; k++)
 			block->position[at + k] = pos++;
@@ -232,11 +233,15 @@ static void count_rows(struct server *server, struct stream *stream, const struc
 		block->t = m->t;
 		block->t_row = (size_t)((stream->accepted + n - 1) % server->config->window);
 	}
+	server->stats.windows_in += (stream->accepted + n) / server->config->window -
+				    stream->accepted / server->config->window;
 	stream->accepted += n;
 	stream->next = pos + n;
 	saving_note(server, stream);
-	if (stream->feeder)
+	if (stream->feeder) {
 		stream->feeder->outstanding += n;
+		server->stats.credit_stalls += stream->feeder->outstanding + n > server->config->limits.credit_rows;
+	}
 	server->stats.rows_in += n;
 	stream_flush_later(server, stream);
 }

@@ -11,9 +11,10 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "daemon/clock.h"
+#include "daemon/pages.h"
 #include "daemon/reload.h"
 #include "daemon/requests.h"
 #include "daemon/runtime.h"
@@ -24,21 +25,13 @@
 #define INGEST_HIGH_WATER 4096
 #define WATCH_MS 1000 /* with keys, connections are watched: their news must not pile up */
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* --- building and taking down --- */
 
 /* The checkpoint, and devices that are warm with it. */
 static int open_model(struct server *server, struct error *err)
 {
 	const struct config *config = server->config;
-	const uint64_t start = now_ns();
+	const uint64_t start = clock_ns();
 	int rc = model_open(config->model, &server->model, err);
 
 	if (rc || (rc = config_suits(config, server->model, err)) || (rc = lanes_open(server, err)))
@@ -47,7 +40,7 @@ static int open_model(struct server *server, struct error *err)
 		 server->model->shape.num_layers, server->model->shape.hidden_size, server->model->fingerprint);
 	log_info("%zu x device %s, window %" PRIu64 ", batches of up to %zu rows, ready in %.2f s", server->n_lanes,
 		 server->lanes[0].device->description, config->window, lanes_batch_rows(server),
-		 (double)(now_ns() - start) / 1e9);
+		 (double)(clock_ns() - start) / 1e9);
 	return 0;
 }
 
@@ -151,7 +144,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	int rc;
 
 	*server = (struct server){
-		.config = config, .source = source, .signal_fd = -1, .worker_fd = -1, .started_ns = now_ns()
+		.config = config, .source = source, .signal_fd = -1, .worker_fd = -1, .started_ns = clock_ns()
 	};
 	list_init(&server->dirty);
 	list_init(&server->stalled);
@@ -169,7 +162,8 @@ int server_open(struct server *server, struct config *config, const struct confi
 	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
 	if (!server->scratch)
 		return error_memory(err, "a row");
-	return open_sockets(server, err);
+	rc = open_sockets(server, err);
+	return rc ? rc : pages_open(server, &server->http, err);
 }
 
 static void free_streams(struct server *server)
@@ -193,10 +187,11 @@ static void free_streams(struct server *server)
 
 void server_free(struct server *server)
 {
-	int64_t left = server->deadline_ms - (int64_t)(now_ns() / 1000000);
+	int64_t left = server->deadline_ms - (int64_t)(clock_ns() / 1000000);
 	struct held *held;
 	int linger = left > 0 && server->phase == SERVER_STOPPING ? (int)left : 0;
 
+	http_free(server->http);
 	service_free(&server->service);
 	lanes_stop(server);
 	endpoint_message_clear(&server->message);
@@ -311,6 +306,12 @@ static int timeout(struct server *server, int64_t due)
 	return due < 0 ? 0 : due > 60000 ? 60000 : (int)due;
 }
 
+static void look_at_clock(struct server *server)
+{
+	server->now_ns = clock_ns();
+	server->now_ms = (int64_t)(server->now_ns / 1000000);
+}
+
 /* Wait, then let everything that is ready happen once. */
 static int turn(struct server *server, int64_t due, struct error *err)
 {
@@ -320,9 +321,9 @@ static int turn(struct server *server, int64_t due, struct error *err)
 	const bool reading[] = { true, true, true, true, ingest_wants_more(server) };
 	enum { N = sizeof sockets / sizeof sockets[0] };
 	struct endpoint *endpoints[N];
-	bool wanted[N], ready[N], fd_ready[3];
-	const int fds[3] = { server->worker_fd, server->signal_fd,
-			     server->store ? store_fd(server->store) : -1 };
+	bool wanted[N], ready[N], fd_ready[4];
+	const int fds[4] = { server->worker_fd, server->signal_fd,
+			     server->store ? store_fd(server->store) : -1, server->http ? http_fd(server->http) : -1 };
 	uint64_t finished;
 	size_t n = 0;
 	int rc;
@@ -332,16 +333,15 @@ static int turn(struct server *server, int64_t due, struct error *err)
 			endpoints[n] = sockets[i];
 			wanted[n++] = reading[i];
 		}
-	rc = endpoint_poll(endpoints, wanted, ready, n, fds, fd_ready, server->store ? 3 : 2, timeout(server, due),
-			   err);
-	server->now_ms = (int64_t)(now_ns() / 1000000);
+	rc = endpoint_poll(endpoints, wanted, ready, n, fds, fd_ready, 4, timeout(server, due), err);
+	look_at_clock(server);
 	if (rc)
 		return rc;
 	if (fd_ready[1])
 		read_signals(server);
 	if (fd_ready[0] && read(server->worker_fd, &finished, sizeof finished) == sizeof finished)
 		rc = batch_finish(server, err);
-	if (server->store && fd_ready[2])
+	if (fd_ready[2])
 		states_collect(server);
 	for (size_t i = 0; i < n && !rc; i++) {
 		if (!ready[i] || endpoints[i] == server->publish)
@@ -365,12 +365,12 @@ int server_run(struct server *server, struct error *err)
 {
 	int rc = 0;
 
-	server->now_ms = (int64_t)(now_ns() / 1000000);
+	look_at_clock(server);
 	log_notice("ready");
 	service_ready(server);
 	while (!rc && !server->failed) {
 		int64_t due = stream_timers(server), save_due = saving_start(server), load_due = resuming_go_on(server);
-		int64_t service_due = service_turn(server);
+		int64_t service_due = service_turn(server), pages_due = pages_turn(server);
 
 		batch_start(server);
 		publish_acks(server);
@@ -383,6 +383,7 @@ int server_run(struct server *server, struct error *err)
 					 server->state_stats.failing ? server->state_stats.why : "");
 		due = save_due < due ? save_due : due;
 		due = service_due < due ? service_due : due;
+		due = pages_due < due ? pages_due : due;
 		rc = turn(server, load_due < due ? load_due : due, err);
 	}
 	return rc ? rc : error_set(err, ERR_SYSTEM, "a socket failed");

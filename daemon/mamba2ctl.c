@@ -21,6 +21,7 @@ static const char usage[] =
 	"                          print what is published, or collect the hidden states of a stream until it is closed\n"
 	"  status [--json]         what the daemon runs, and its counters\n"
 	"  streams [--json] [PREFIX]\n"
+	"  metrics [--json]        all that /metrics has, without HTTP\n"
 	"  reset STREAM            start a stream anew: next epoch, zero cache\n"
 	"  close STREAM            flush and close a stream\n"
 	"  drain                   take no more input; what was accepted goes out\n"
@@ -46,7 +47,8 @@ static const struct {
 } commands[] = {
 	{ "encode", ctl_encode }, { "keygen", ctl_keygen }, { "send", ctl_send }, { "recv", ctl_recv },
 	{ "status", ctl_request },
-	{ "streams", ctl_request }, { "reset", ctl_request }, { "close", ctl_request }, { "drain", ctl_request },
+	{ "streams", ctl_request }, { "metrics", ctl_request },
+	{ "reset", ctl_request }, { "close", ctl_request }, { "drain", ctl_request },
 	{ "reload", ctl_request },
 	{ "snapshot", ctl_request }, { "export", ctl_request }, { "import", ctl_request }, { "fork", ctl_request },
 };

@@ -198,6 +198,9 @@ void publish_hidden(struct server *server, struct stream *stream)
 			return;
 		}
 		stream->outbox = hidden->next;
+		if (hidden->end)
+			metrics_window(&server->metrics, hidden);
+		server->stats.windows_out += hidden->end == server->config->window;
 		hidden_release(hidden);
 	}
 	stream_wake(server, stream);

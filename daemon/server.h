@@ -11,6 +11,7 @@
  *	service.h  what systemd is told
  *	reload.h   the configuration again, while running
  *	security.h who is let in, and what each may do
+ *	pages.h    metrics, health and a page for people over HTTP
  *	loop.c     waits for sockets, worker, signals and timers, and calls the above
  *
  * All of it runs on one thread; nothing here is locked.
@@ -23,8 +24,10 @@
 #include <stdint.h>
 
 #include "daemon/config.h"
+#include "daemon/http.h"
 #include "daemon/list.h"
 #include "daemon/log.h"
+#include "daemon/metrics.h"
 #include "daemon/pool.h"
 #include "daemon/security.h"
 #include "daemon/service.h"
@@ -68,8 +71,8 @@ struct lane {
 
 /* Counters since the start. */
 struct stats {
-	uint64_t messages_in, rows_in, rows_out, windows, batches, batch_rows, failed_batches;
-	uint64_t duplicate_rows, gaps, drops, stalls;
+	uint64_t messages_in, rows_in, rows_out, windows_in, windows, windows_out, batches, failed_batches;
+	uint64_t duplicate_rows, gaps, drops, stalls, credit_stalls;
 	uint64_t refused[REFUSAL_COUNT];
 };
 
@@ -117,15 +120,18 @@ struct server {
 	struct state_stats state_stats;
 
 	enum server_phase phase;
-	int64_t now_ms;       /* monotonic, of this turn of the loop */
+	uint64_t now_ns;      /* monotonic, of this turn of the loop, */
+	int64_t now_ms;       /* the same in milliseconds */
 	int64_t deadline_ms;  /* when stopping: give up then */
 	int64_t retry_ms;     /* when stalled streams are tried again */
 	uint64_t started_ns;
 	bool failed;          /* stop and exit nonzero */
 	int signal_fd;
 	struct service service;
+	struct http *http;    /* NULL: metrics.listen is empty */
 	struct log_tap refusals, drops;
 	struct stats stats;
+	struct metrics metrics;
 };
 
 /* --- loop.c --- */
@@ -260,5 +266,11 @@ void hidden_release(struct hidden *hidden);
 /* --- commands.c --- */
 
 int commands_receive(struct server *server, struct error *err);
+
+/*
+ * The answer of a command that waits for nothing, with a prefix (NULL: none), as the control socket would give it to
+ * this user; free with free.  NULL: out of memory.
+ */
+void *commands_answer(struct server *server, unsigned user, const char *cmd, const char *prefix, size_t *ret_size);
 
 #endif

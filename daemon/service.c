@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "daemon/clock.h"
 #include "daemon/server.h"
 #include "daemon/systemd.h"
 
@@ -112,12 +113,8 @@ void service_ready(struct server *server)
 
 void service_reloading(struct server *server)
 {
-	struct timespec now;
-
 	(void)server;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	systemd_notify("RELOADING=1\nMONOTONIC_USEC=%" PRIu64,
-		       (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u);
+	systemd_notify("RELOADING=1\nMONOTONIC_USEC=%" PRIu64, clock_ns() / 1000u);
 }
 
 void service_stopping(struct server *server)
@@ -162,7 +159,7 @@ static void write_status(struct server *server, char *text, size_t size)
 	const struct stats *stats = &server->stats;
 	double seconds = (double)(server->now_ms - service->since_ms) / 1000;
 	uint64_t batches = stats->batches - service->batches;
-	uint64_t rows = stats->batch_rows - service->batch_rows;
+	double rows = server->metrics.batch_rows.sum - service->batch_rows;
 
 	if (service->stuck)
 		snprintf(text, size, "stuck: the device has not finished anything for %" PRIu64 " s",
@@ -171,7 +168,7 @@ static void write_status(struct server *server, char *text, size_t size)
 		snprintf(text, size, "%s %zu streams: %.0f rows/s in, %.0f out, batches %.0f%% full%s%.100s",
 			 phases[server->phase], server->streams.n, rate(stats->rows_in, service->rows_in, seconds),
 			 rate(stats->rows_out, service->rows_out, seconds),
-			 batches ? 100.0 * (double)rows / (double)(batches * lanes_batch_rows(server)) : 0.0,
+			 batches ? 100 * rows / (double)(batches * lanes_batch_rows(server)) : 0.0,
 			 server->state_stats.failing ? "; states: " : "",
 			 server->state_stats.failing ? server->state_stats.why : "");
 }
@@ -194,7 +191,7 @@ static int64_t say_status(struct server *server)
 		service->rows_in = stats->rows_in;
 		service->rows_out = stats->rows_out;
 		service->batches = stats->batches;
-		service->batch_rows = stats->batch_rows;
+		service->batch_rows = server->metrics.batch_rows.sum;
 		service->status_ms = server->now_ms + STATUS_MS;
 		if (!changed)
 			return INT64_MAX;

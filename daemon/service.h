@@ -22,7 +22,8 @@ struct service {
 	int64_t watchdog_ms; /* 0: no watchdog */
 	int64_t pat_ms, status_ms; /* when the next one is due */
 	int64_t since_ms;    /* the figures of the last status: of then, */
-	uint64_t rows_in, rows_out, batches, batch_rows;
+	uint64_t rows_in, rows_out, batches;
+	double batch_rows;
 	char status[256];    /* as it was sent last */
 };
 

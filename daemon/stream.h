@@ -38,6 +38,7 @@ struct block {
 	bool has_t;
 	uint64_t t;     /* of the latest message that ended in this window, */
 	size_t t_row;   /* at this row of it */
+	uint64_t arrived_ns; /* its newest row */
 	uint64_t *position; /* [window] */
 	float *rows;        /* [window, hidden_size] */
 };
@@ -47,6 +48,7 @@ struct hidden {
 	struct hidden *next;
 	struct pool *pool;
 	atomic_uint refs;
+	uint64_t arrived_ns, started_ns, ended_ns; /* when its newest row came, and when it was computed */
 	uint64_t first;     /* the window's first row, counted in the life */
 	size_t row, end;    /* rows still to send: [row, end) of the window */
 	size_t output;      /* of these, the outputs before this one are sent */

@@ -8,8 +8,9 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "daemon/clock.h"
 
 /* A queue of job pointers, first in first out. */
 struct queue {
@@ -30,14 +31,6 @@ struct worker {
 	uint64_t progress_ns; /* when a job was last finished, or handed over to a worker without one */
 	int fd;
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static void push(struct queue *queue, struct job *job)
 {
@@ -89,7 +82,7 @@ static void *starter_run(void *arg)
 			pthread_cond_wait(&worker->changed, &worker->lock);
 		job = pop(&worker->handed);
 		job->error.code = 0;
-		job->started_ns = now_ns();
+		job->started_ns = clock_ns();
 		job->skipped = worker->failed;
 		if (job->skipped) {
 			error_set(&job->error, ERR_DEVICE, "not run: the batch before it failed");
@@ -123,7 +116,7 @@ static void *waiter_run(void *arg)
 		pthread_mutex_unlock(&worker->lock);
 		if (!job->error.code && job->kind == JOB_BATCH)
 			device->backend->wait(device, &job->error);
-		job->ended_ns = now_ns();
+		job->ended_ns = clock_ns();
 		pthread_mutex_lock(&worker->lock);
 		worker->failed |= job->error.code != 0;
 		worker->busy_ns +=
@@ -194,7 +187,7 @@ void worker_submit(struct worker *worker, struct job *job)
 {
 	pthread_mutex_lock(&worker->lock);
 	if (!worker->handed.n && !worker->running.n)
-		worker->progress_ns = now_ns();
+		worker->progress_ns = clock_ns();
 	push(&worker->handed, job);
 	worker->outside++;
 	pthread_cond_broadcast(&worker->changed);
@@ -218,7 +211,7 @@ uint64_t worker_stuck_ns(struct worker *worker)
 	uint64_t since, now;
 
 	pthread_mutex_lock(&worker->lock);
-	now = now_ns();
+	now = clock_ns();
 	since = worker->outside > worker->done.n ? worker->progress_ns : now;
 	pthread_mutex_unlock(&worker->lock);
 	return now - since;

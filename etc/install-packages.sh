@@ -4,7 +4,7 @@
 set -eu
 
 packages="gcc libc6-dev make autoconf automake pkg-config libzmq3-dev libmsgpack-dev libyaml-dev libjansson-dev"
-packages="$packages libxxhash-dev libsystemd-dev"
+packages="$packages libxxhash-dev libsystemd-dev libmicrohttpd-dev"
 python="python3 python3-zmq python3-msgpack python3-numpy python3-matplotlib"
 for option in "$@"; do
 	case $option in

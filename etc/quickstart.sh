@@ -44,7 +44,7 @@ wait_until() {
 }
 
 build/mamba2d -s model=etc/examples/ecg -s window=45 -s "sockets.ingest=ipc://$sockets/ingest" \
-	-s "sockets.publish=ipc://$sockets/publish" -s "sockets.control=ipc://$sockets/control" 2>build/ecg/mamba2d.log &
+	-s "sockets.publish=ipc://$sockets/publish" -s "sockets.control=ipc://$sockets/control" -s metrics.listen= 2>build/ecg/mamba2d.log &
 daemon=$!
 wait_until "$daemon" build/mamba2ctl status --control "ipc://$sockets/control"
 

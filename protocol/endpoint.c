@@ -576,20 +576,21 @@ int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *r
 		  const int *fds, bool *fd_ready, size_t n_fds, int timeout_ms, struct error *err)
 {
 	zmq_pollitem_t items[POLL_MAX];
-	const int n = (int)(n_endpoints + n_fds);
+	size_t n = n_endpoints;
 	int n_ready;
 
 	assert(n_endpoints + n_fds <= POLL_MAX);
 	for (size_t i = 0; i < n_endpoints; i++)
 		items[i] = (zmq_pollitem_t){ .socket = endpoints[i]->socket, .events = wanted[i] ? ZMQ_POLLIN : 0 };
 	for (size_t i = 0; i < n_fds; i++)
-		items[n_endpoints + i] = (zmq_pollitem_t){ .fd = fds[i], .events = ZMQ_POLLIN };
-	n_ready = zmq_poll(items, n, timeout_ms);
+		if (fds[i] >= 0)
+			items[n++] = (zmq_pollitem_t){ .fd = fds[i], .events = ZMQ_POLLIN };
+	n_ready = zmq_poll(items, (int)n, timeout_ms);
 	if (n_ready < 0 && errno != EINTR)
 		return zmq_error(err, "waiting for messages");
 	for (size_t i = 0; i < n_endpoints; i++)
 		ready[i] = n_ready > 0 && items[i].revents != 0;
-	for (size_t i = 0; i < n_fds; i++)
-		fd_ready[i] = n_ready > 0 && items[n_endpoints + i].revents != 0;
+	for (size_t i = 0, at = n_endpoints; i < n_fds; i++)
+		fd_ready[i] = fds[i] >= 0 && items[at++].revents != 0 && n_ready > 0;
 	return 0;
 }

@@ -102,7 +102,7 @@ int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames
 
 /*
  * Wait until one of the endpoints with wanted[i] can be received from, one of the file descriptors can be read, or
- * timeout_ms have passed (-1: for ever).  ready[i] and fd_ready[i] say which.  A signal ends the wait early.
+ * timeout_ms have passed (-1: for ever).  ready[i] and fd_ready[i] say which; a descriptor of -1 never can.  A signal ends the wait early.
  */
 int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n_endpoints,
 		  const int *fds, bool *fd_ready, size_t n_fds, int timeout_ms, struct error *err);

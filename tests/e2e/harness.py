@@ -76,7 +76,7 @@ def from_bfloat16(bits):
 
 def settings_arguments(settings):
     """{"streams.max": 2} -> ["-s", "streams.max=2"]; JSON is YAML, and paths are not parsed."""
-    literal = ("model", "state.dir", "security.secret_key", "security.authorized_keys")
+    literal = ("model", "state.dir", "metrics.listen", "security.secret_key", "security.authorized_keys")
     return [word for key, value in settings.items()
             for word in ("-s", f"{key}={value if key in literal else json.dumps(value)}")]
 
@@ -89,7 +89,7 @@ class Daemon:
         self.ingest, self.publish, self.control = (f"ipc://{self.folder}/{name}" for name in ("in", "out", "ctl"))
         self.settings = {"model": model, "precision": "float32", "device": "cpu", "log.level": "debug",
                          "sockets.ingest": self.ingest, "sockets.publish": self.publish,
-                         "sockets.control": self.control, **settings}
+                         "sockets.control": self.control, "metrics.listen": "", **settings}
         self.options = ["-c", config] if config else []
         self.log_path = os.path.join(self.folder, "log")
         self.context = zmq.Context()

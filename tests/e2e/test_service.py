@@ -81,8 +81,10 @@ def stopped(thread):
         pytest.skip("ptrace is not allowed: " + os.strerror(ctypes.get_errno()))
     assert not ptrace(PTRACE_INTERRUPT, thread, None, None)
     os.waitpid(thread, 0x40000000)  # __WALL
-    yield
-    assert not ptrace(PTRACE_DETACH, thread, None, None)
+    try:
+        yield
+    finally:
+        ptrace(PTRACE_DETACH, thread, None, None)
 
 
 def thread_of(daemon, name):
