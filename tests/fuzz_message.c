@@ -1,18 +1,11 @@
 /* Headers and control messages from anywhere: no crash, and what was accepted survives being written again. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "protocol/control.h"
 #include "protocol/message.h"
 #include "protocol/refusal.h"
 #include "tests/fuzz.h"
-
-static void must(bool holds)
-{
-	if (!holds)
-		abort();
-}
 
 static void fuzz_header(const uint8_t *data, size_t size)
 {
