@@ -418,6 +418,17 @@ static int rewind_stream(struct server *server, struct arrival *arrival, struct 
 	return 0;
 }
 
+/*
+ * Does the message go on with a closed stream whose last rows are still on their way?  What they leave on disk answers
+ * it.  Messages behind such a one keep their order.
+ */
+static bool waits_for_end(const struct server *server, const struct arrival *arrival, const struct stream *stream)
+{
+	if (!server->store || stream->phase != STREAM_ENDING)
+		return false;
+	return stream->held.first || (goes_on(&arrival->message) && arrival->message.epoch == stream->source_epoch);
+}
+
 /* What stream the message is for: in place, or a detached life that it begins; or HELD, DONE. */
 static int choose_life(struct server *server, struct arrival *arrival, struct stream **ret_stream, bool *ret_new,
 		       uint64_t *ret_origin, struct error *err)
@@ -431,7 +442,7 @@ static int choose_life(struct server *server, struct arrival *arrival, struct st
 	*ret_origin = 0;
 	if (!arrival->held && waiting_find(server, arrival->id, arrival->id_size))
 		return hold(server, arrival, waiting_find(server, arrival->id, arrival->id_size), err);
-	if (stream && stream->phase == STREAM_LOADING)
+	if (stream && (stream->phase == STREAM_LOADING || waits_for_end(server, arrival, stream)))
 		return hold(server, arrival, &stream->held, err);
 	if (!stream || stream->phase != STREAM_LIVE) {
 		rc = find_elsewhere(server, arrival, err);

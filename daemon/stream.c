@@ -308,6 +308,7 @@ static bool push_end_mark(struct server *server, struct stream *stream)
 void stream_settle(struct server *server, struct stream *stream)
 {
 	struct stream *after = stream->after;
+	struct held_list list;
 
 	if (stream->phase == STREAM_LOADING || stream->phase == STREAM_LIVE || stream->before)
 		return;
@@ -329,7 +330,10 @@ void stream_settle(struct server *server, struct stream *stream)
 		stream_begin(server, after, stream);
 	else
 		table_remove(&server->streams, &stream->entry);
+	list = stream->held;
+	stream->held = (struct held_list){ NULL, NULL };
 	stream_free(server, stream);
+	ingest_held(server, &list);
 }
 
 int64_t stream_timers(struct server *server)

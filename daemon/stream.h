@@ -112,7 +112,7 @@ struct stream {
 	bool hold;             /* kept out of batches until it is saved */
 	bool rewinding;        /* STREAM_LOADING: to a state with emitted <= from */
 	uint64_t from;
-	struct held_list held; /* STREAM_LOADING: messages that wait */
+	struct held_list held; /* STREAM_LOADING, STREAM_ENDING: messages that wait */
 
 	int64_t unflushed_ms; /* since when unfinished rows wait */
 	int64_t active_ms;    /* of the last message */
