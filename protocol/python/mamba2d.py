@@ -293,6 +293,7 @@ class Client:
         self._ended = set()   # names of streams that ended on this connection
         self._credit = 0      # rows that may be sent but not done, over all streams
         self._hold_until = 0  # time before which nothing is sent
+        self._doubtful = {}   # streams that a connection given up for its silence may yet open: opened again since?
 
     def __enter__(self):
         return self
@@ -491,6 +492,7 @@ class Client:
                 elif now - asked > self._silence:
                     asked = now
                     self._connect()
+                    self._doubtful = {s.name: False for s in self._streams.values() if s.is_fed}
                 elif now - asked > _MAKE_ROOM and self._has_waiting_rows():
                     asked = now
                     self._make_room()
@@ -633,7 +635,13 @@ class Client:
         elif code == "shutting_down":
             self._hold(1)  # the connection will break; until then
             s.rewind(s.next)
-        elif not (code == "denied" and self._lost.poll(0)):  # denied to the peer that a lost connection made us
+        elif code == "denied" and self._lost.poll(0):
+            pass  # denied to the peer that a lost connection made us
+        elif code == "denied" and name in self._doubtful and not (self._doubtful[name] and s.is_open):
+            if not self._doubtful[name]:  # that connection's open came behind ours and took the stream
+                self._doubtful[name] = True
+                self._open(s)
+        else:
             s.refuse(code, header["message"], expected)
 
     def _on_gap(self, s, expected):
