@@ -71,8 +71,10 @@ static void go_live(struct server *server, struct stream *stream, bool saved)
 	stream->phase = STREAM_LIVE;
 	stream->changed = false;
 	list_append(&server->idle, &stream->idle);
-	if (!saved)
+	if (!saved) { /* and whoever brought it may rely on it */
 		saving_note(server, stream);
+		saving_hurry(server, stream);
+	}
 	server->state_stats.resumed++;
 	if (stream->feeder && stream->feeder->router)
 		list_add(&server->dirty, &stream->dirty);

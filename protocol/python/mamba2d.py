@@ -394,7 +394,7 @@ class Client:
 
         layers.{i}.conv_state  float32 [conv_dim, conv_kernel - 1], oldest first
         layers.{i}.ssm_state   float32 [num_heads, head_dim, state_size]
-        pending                float32 [n, hidden_size]: the rows that do not fill a window, which the cache has not seen
+        pending                float32 [n, hidden_size]: rows that do not fill a window, which the cache has not seen
         epoch, position, emitted, window, model, device   numbers and strings, as PROTOCOL.md says
 
         Hugging Face keeps one column more in its conv_states, at the left, which does not matter for what follows:

@@ -29,7 +29,8 @@ class Faults:
         if not compiler:
             pytest.skip("no C compiler")
         if not library.exists():
-            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, os.path.join(TESTS, "e2e", "faultfs.c")], check=True)
+            source = os.path.join(TESTS, "e2e", "faultfs.c")
+            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
         with open(path, "w+b") as file:
             file.truncate(self.HEAD.size + 4096)
             self.plan = mmap.mmap(file.fileno(), 0)

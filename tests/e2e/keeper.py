@@ -1,6 +1,6 @@
 """A producer that loses nothing: it does what PROTOCOL.md, "Resuming", says, and checks what is promised for that.
 
-It keeps its rows from `durable` on, confirms what it has got, and opens its streams with `from` on every new connection.
+It keeps its rows from `durable` on, confirms what it has got, and opens its streams with `from` on every connection.
 Each hidden state that arrives, be it for the first time or again, must be the same bytes as without any interruption.
 """
 import time

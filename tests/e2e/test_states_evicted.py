@@ -55,8 +55,8 @@ def interleaved(random, streams, n):
 def test_more_streams_than_fit(start, random, rows, want, reply, positions):
     """In any order, mostly without waiting, and without positions that would show what is out of order.
 
-    Nothing needs to be evicted where all messages of a stream are there when its turn comes.  But of three streams whose
-    rows were accepted one after the other, one has left memory, where two fit and none has ended.
+    Nothing needs to be evicted where all messages of a stream are there when its turn comes.  But of three streams
+    whose rows were accepted one after the other, one has left memory, where two fit and none has ended.
     """
     daemon = start(**{"streams.max": 2})
     peer, consumer = Peer(daemon), Subscriber(daemon, b"stream-")

@@ -1,4 +1,4 @@
-"""Streams outlive the daemon, however it ends, and its clients: nothing is lost and every hidden state is the same bytes.
+"""Streams outlive the daemon, however it ends, and its clients: nothing is lost, every hidden state is the same bytes.
 
 MAMBA2D_KILLS sets how often the daemon is killed in each of the tests (default 15); MAMBA2D_SEED repeats a run.
 """
@@ -110,7 +110,7 @@ def test_killed_at_any_instant(daemons, feeds, random, settings, tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"streams.max": 4}], ids=lambda settings: " ".join(settings) or "defaults")
 def test_terminated_at_any_instant(daemons, feeds, random, settings, tmp_path):
-    """SIGTERM: what was accepted is emitted and saved, so nothing comes again, neither to producers nor to consumers."""
+    """SIGTERM: what was accepted is emitted and saved, so nothing comes again, to producers or to consumers."""
     daemon = daemons(CASE, window=WINDOW, **{"state.dir": str(tmp_path), "state.interval": 0.05, **settings})
     keepers = [Keeper(daemon, random, feeds) for _ in range(3)]
     reached = {}

@@ -3,13 +3,14 @@ to Hugging Face's cache."""
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../protocol/python"))
 
-from harness import MAMBA2CTL, Golden, Peer, Subscriber, load_safetensors, relative_error, same_bytes
+from harness import MAMBA2CTL, TIMEOUT, Golden, Peer, Subscriber, load_safetensors, relative_error, same_bytes
 from mamba2d import Client, Refused
 
 CASE, WINDOW = "seed-46032", 8
@@ -60,6 +61,22 @@ def test_from_one_daemon_to_another(start, rows, want, tmp_path, n):
     ctl(other, "import", file)
     for daemon in (one, other):
         assert same_bytes(feed(daemon, b"moved", rows, n, 60), want[n:60])
+
+
+def test_what_came_in_is_saved_at_once(start, rows, want, tmp_path):
+    daemon = start(**{"state.interval": 1e6})
+    feed(daemon, b"first", rows, 0, 21)
+    ctl(daemon, "export", "first", tmp_path / "state")
+    ctl(daemon, "import", tmp_path / "state", "second")
+    ctl(daemon, "fork", "second", "third")
+    deadline = time.monotonic() + TIMEOUT
+    while daemon.ask("status")["states"]["streams_on_disk"] < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    daemon.kill()
+    daemon.start()
+    for stream in (b"second", b"third"):
+        assert same_bytes(feed(daemon, stream, rows, 21, 60), want[21:60])
 
 
 def test_a_state_file_is_a_state(start, rows, want, tmp_path):
@@ -236,7 +253,7 @@ def test_caches_that_transformers_made(client, golden):
 
 
 def layer_states(cache):
-    """[(conv_states, ssm_states)] by layer, as tensors [1, ...], of what any transformers from 4.48 to 5 calls a cache."""
+    """[(conv_states, ssm_states)] by layer, as tensors [1, ...]; where they are depends on the version."""
     if not hasattr(cache, "layers"):
         return list(zip(cache.conv_states, cache.ssm_states))
     first = lambda states: states if hasattr(states, "shape") else states[0]
