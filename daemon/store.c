@@ -381,6 +381,7 @@ int store_open(const char *folder, const struct model *model, size_t window, sto
 		rc = error_system(err, "store");
 		goto fail;
 	}
+	pthread_setname_np(store->thread, "store");
 	free(files);
 	*ret_store = store;
 	return 0;
