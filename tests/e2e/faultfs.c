@@ -95,6 +95,12 @@ ssize_t read(int fd, void *bytes, size_t size)
 	return fails(fd, 'r') && plan->error ? -1 : NEXT(read)(fd, bytes, size);
 }
 
+/* What read becomes where the compiler adds checks. */
+ssize_t __read_chk(int fd, void *bytes, size_t size, size_t room)
+{
+	return size > room ? (abort(), -1) : read(fd, bytes, size);
+}
+
 int fdatasync(int fd)
 {
 	return fails(fd, 'd') && plan->error ? -1 : NEXT(fdatasync)(fd);
