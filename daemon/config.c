@@ -351,6 +351,7 @@ static int read_mapping(struct config *config, const char *section, yaml_documen
 			rc = node_is_null(value) ? 0 : read_mapping(config, name, document, value, place, err);
 		else
 			rc = bad(place, err, "unknown key \"%s\" (--print-config lists all)", name);
+		place->name = NULL;
 		if (rc)
 			return rc;
 	}

@@ -86,7 +86,7 @@ static const char *stage_value(int i)
 }
 
 #define METRIC(kind_, name_, field, help_) \
-	.kind = kind_, .name = name_, .offset = offsetof(struct server, field), .help = help_
+	.kind = (kind_), .name = (name_), .offset = offsetof(struct server, field), .help = (help_)
 #define COUNTER(...) METRIC(KIND_COUNTER, __VA_ARGS__)
 #define GAUGE(...) METRIC(KIND_GAUGE, __VA_ARGS__)
 #define HISTOGRAM(...) METRIC(KIND_HISTOGRAM, __VA_ARGS__)

@@ -79,6 +79,7 @@ stage "shell scripts" shell_scripts
 stage "build with gcc" build gcc
 stage "layers" make -C build-tests/gcc layers
 stage "unit tests" make -C build-tests/gcc check
+stage "cppcheck and clang-tidy" tests/lint.sh build-tests/gcc
 stage "end to end" e2e gcc
 stage "unit tests in valgrind" unit_tests_in_valgrind
 stage "build with clang and sanitizers" build sanitizers CC=clang --enable-sanitizers --without-cuda
