@@ -51,6 +51,7 @@ struct config {
 	} state;
 	struct {
 		uint64_t message_bytes, credit_rows, batch_rows; /* batch_rows 0: the device chooses */
+		uint64_t peer_streams, peer_messages;           /* 0: any number */
 	} limits;
 	struct {
 		char *secret_key, *authorized_keys; /* paths; empty: none */

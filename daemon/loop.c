@@ -153,6 +153,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	list_init(&server->loading);
 	list_init(&server->idle);
 	list_init(&server->waiting);
+	server->publishers.account = &server->publishers.own;
 	server->itemsize = dtype_size((enum dtype)config->output.dtype);
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
 	    (rc = table_init(&server->saved, err)) || (rc = table_init(&server->waiters, err)) ||

@@ -3,7 +3,7 @@
  */
 #include "daemon/security.h"
 
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "daemon/server.h"
@@ -101,6 +101,9 @@ void security_close(struct server *server)
 {
 	endpoint_free(server->security.zap, 0);
 	rights_free(server->security.rights);
+	for (size_t i = 0; i < server->security.n_accounts; i++)
+		free(server->security.accounts[i]);
+	free(server->security.accounts);
 	explicit_bzero(&server->security.pair, sizeof server->security.pair);
 }
 
@@ -189,6 +192,29 @@ int security_subscriptions(struct server *server, struct error *err)
 			return rc;
 	}
 	return rc;
+}
+
+struct account *security_account(struct server *server, unsigned user)
+{
+	struct security *security = &server->security;
+
+	if (user == ENDPOINT_ANYBODY || user == ENDPOINT_NOBODY)
+		return NULL;
+	if (user > security->n_accounts) {
+		struct account **grown = realloc(security->accounts, user * sizeof(struct account *));
+
+		if (!grown)
+			return NULL;
+		memset(grown + security->n_accounts, 0, (user - security->n_accounts) * sizeof(struct account *));
+		security->accounts = grown;
+		security->n_accounts = user;
+	}
+	if (!security->accounts[user - 1]) {
+		security->accounts[user - 1] = calloc(1, sizeof(struct account));
+		if (security->accounts[user - 1])
+			security->accounts[user - 1]->lasting = true;
+	}
+	return security->accounts[user - 1];
 }
 
 /* Cut the subscribers whose rights to read change: they come again, and get what they may read now. */

@@ -22,6 +22,7 @@ struct peer *peer_get(struct server *server, const void *identity, size_t identi
 		if (!peer)
 			return NULL;
 		peer->router = true;
+		peer->account = &peer->own;
 		peer->identity_size = identity_size;
 		memcpy(peer->identity, identity, identity_size);
 		peer->entry.key = peer->identity;
@@ -116,6 +117,15 @@ static void free_blocks(struct server *server, struct block *block)
 	}
 }
 
+static void count_for(struct stream *stream, struct account *account)
+{
+	if (stream->account)
+		stream->account->streams--;
+	if (account)
+		account->streams++;
+	stream->account = account;
+}
+
 void stream_free(struct server *server, struct stream *stream)
 {
 	struct held *held;
@@ -131,6 +141,7 @@ void stream_free(struct server *server, struct stream *stream)
 	while ((held = held_pop(server, &stream->held)))
 		free(held);
 	stream_feed(server, stream, NULL);
+	count_for(stream, NULL);
 	free_blocks(server, stream->blocks);
 	while (stream->outbox) {
 		struct hidden *hidden = stream->outbox;
@@ -153,6 +164,9 @@ void stream_feed(struct server *server, struct stream *stream, struct peer *feed
 	if (feeder) {
 		feeder->holds++;
 		feeder->outstanding += outstanding;
+		count_for(stream, feeder->account);
+	} else if (!stream->account->lasting) {
+		count_for(stream, NULL);
 	}
 	stream->feeder = feeder;
 	if (old) {

@@ -21,11 +21,20 @@
 #include "daemon/table.h"
 #include "protocol/message.h"
 
+/* What is counted of a key, or of a connection that showed none. */
+struct account {
+	bool lasting;      /* a key's: its connections come and go */
+	size_t streams;    /* that it opened or took over last */
+	int64_t second_ms; /* when the present second began, */
+	uint64_t messages; /* and how many messages came in it */
+};
+
 /* Somebody who feeds streams: a peer of the ingest socket, or all publishers that the daemon subscribes to as one. */
 struct peer {
 	struct table_entry entry;
 	bool router;          /* can be answered */
 	unsigned user;        /* whose key it showed, as of its last message */
+	struct account *account, own; /* its key's, or its own */
 	uint64_t outstanding; /* rows accepted and not done, over all its streams */
 	size_t holds;         /* streams that it feeds, and the message being handled */
 	size_t identity_size;
@@ -75,6 +84,7 @@ struct stream {
 	struct stream *before, *after; /* lives of the same id: one that still drains, one that waits for this one */
 	uint64_t epoch;
 	struct peer *feeder; /* NULL: gone; whoever sends next takes over */
+	struct account *account; /* for which it counts: its feeder's, also when that is gone and its key is not; or NULL */
 	bool reply;          /* hidden states go to the feeder too */
 
 	/* After a gap reset the producer's own numbering goes on: in its source_epoch, ahead by source_origin. */

@@ -30,7 +30,8 @@ static atomic_int n_released; /* frames that were lent and came back */
 
 static void set_up(void)
 {
-	n_lent = n_released = 0;
+	n_lent = 0;
+	n_released = 0;
 	snprintf(ipc_address, sizeof ipc_address, "ipc:///tmp/check_endpoint.%d", (int)getpid());
 	ck_assert_int_eq(endpoint_context_new(1, &context, &err), 0);
 	peers = zmq_ctx_new();

@@ -632,6 +632,9 @@ class Client:
                 raise Refused(code, header["message"], expected)
         elif code in ("gap", "no_credit") and expected is not None:
             self._on_gap(s, expected)
+        elif code == "no_credit" and not s.is_open:
+            time.sleep(_BACK_OFF)  # more messages than the daemon takes from us in a second
+            self._open(s)
         elif code == "shutting_down":
             self._hold(1)  # the connection will break; until then
             s.rewind(s.next)

@@ -352,6 +352,63 @@ def test_publishers_show_keys_as_well(secured, rows):
     assert secured.daemon.ask("status")["refused"]["denied"] == 1
 
 
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+def test_streams_of_one_key(daemons, tmp_path, rows):
+    """Over all its connections, also those that are gone; taking over counts as well, and closing gives back."""
+    secured = Secured(daemons, tmp_path, **{"limits.peer_streams": 3})
+    first, other = secured.peer("a", "write read"), secured.peer("b", "write read")
+    first.open(b"1")
+    first.open(b"2")
+    first.close()
+    second = secured.peer("a")
+    second.open(b"3")
+    for kind in ("open", "data"):
+        second.frames(*(data_frames(b"4", rows) if kind == "data" else [b"4", pack({"v": 1, "type": "open"})]))
+        assert "limits.peer_streams" in second.refusal(b"4", "too_many_streams").message
+    other.open(b"4")
+    second.header(b"4", type="open")
+    second.refusal(b"4", "too_many_streams")
+    second.open(b"1")
+    second.data(b"1", rows, end=True)
+    second.hidden(b"1", 0, len(rows))
+    second.open(b"4")
+    other.data(b"4", rows)
+    other.refusal(b"4", "denied")
+    other.open(b"5")
+    assert Peer(secured.daemon).open(b"6"), "who needs no key has a limit of its own"
+
+
+def test_streams_of_one_connection(daemons):
+    daemon = daemons(CASE, window=WINDOW, **{"limits.peer_streams": 2})
+    one, two = Peer(daemon), Peer(daemon)
+    for peer, streams in ((one, (b"1", b"2")), (two, (b"3", b"4"))):
+        for stream in streams:
+            peer.open(stream)
+        peer.header(b"5", type="open")
+        peer.refusal(b"5", "too_many_streams")
+    one.header(b"1", type="close")
+    one.ack(b"1")
+    one.open(b"5")
+
+
+def test_messages_in_a_second(daemons, tmp_path, rows):
+    """Who sends too fast is refused and loses nothing by it; others do not notice."""
+    secured = Secured(daemons, tmp_path, **{"limits.peer_messages": 20})
+    hurried, calm = secured.peer("hurried", "write read"), secured.peer("calm", "write read")
+    want = Peer(secured.daemon).encode(rows)
+    hurried.open(b"h")
+    for i in range(60):
+        hurried.data(b"h", rows[i:i + 1], pos=i)
+    refusal = hurried.take(b"h", "error")
+    assert refusal.code == "no_credit" and "20 messages in a second" in refusal.message and refusal.expected <= 20
+    assert same_bytes(calm.encode(rows), want)
+    with Client(secured.tcp["ingest"], key=secured.keyring.path("hurried"), server_key=secured.keyring.own + ".pub",
+                message_bytes=rows[:1].nbytes) as client:
+        assert same_bytes(client.encode("c", rows[:45]), want[:45])
+    assert secured.daemon.ask("status")["refused"]["no_credit"] > 0
+
+
 # --- changing while running ------------------------------------------------------------------------------------------
 
 def test_a_key_that_is_added_comes_in_and_one_that_is_removed_is_cut_off(secured, rows):
