@@ -429,21 +429,6 @@ static bool waits_for_end(const struct server *server, const struct arrival *arr
 	return stream->held.first || (goes_on(&arrival->message) && arrival->message.epoch == stream->source_epoch);
 }
 
-/* May the peer have this stream beside those that count for it? */
-static int check_streams(const struct server *server, const struct arrival *arrival, const struct stream *stream,
-			 struct error *err)
-{
-	const struct account *account = arrival->peer->account;
-	uint64_t most = server->config->limits.peer_streams;
-	enum message_type type = arrival->message.type;
-
-	if (!most || account->streams < most || account == &server->publishers.own || (stream && stream->account == account) ||
-	    (type != MESSAGE_OPEN && type != MESSAGE_DATA))
-		return 0;
-	return error_set(err, REFUSED_TOO_MANY_STREAMS, "%zu streams of this peer are open, limits.peer_streams allows no more",
-			 account->streams);
-}
-
 /* What stream the message is for: in place, or a detached life that it begins; or HELD, DONE. */
 static int choose_life(struct server *server, struct arrival *arrival, struct stream **ret_stream, bool *ret_new,
 		       uint64_t *ret_origin, struct error *err)
@@ -459,7 +444,8 @@ static int choose_life(struct server *server, struct arrival *arrival, struct st
 		return hold(server, arrival, waiting_find(server, arrival->id, arrival->id_size), err);
 	if (stream && (stream->phase == STREAM_LOADING || waits_for_end(server, arrival, stream)))
 		return hold(server, arrival, &stream->held, err);
-	if (check_streams(server, arrival, stream, err))
+	if ((m->type == MESSAGE_OPEN || m->type == MESSAGE_DATA) &&
+	    limits_check_streams(server, arrival->peer, stream, err))
 		return err->code;
 	if (!stream || stream->phase != STREAM_LIVE) {
 		rc = find_elsewhere(server, arrival, err);
@@ -498,20 +484,6 @@ static void note_got(struct server *server, struct stream *stream, const struct 
 		stream->got = got;
 	if (changed)
 		saving_note(server, stream);
-}
-
-/* May the peer do what the message asks for?  Nothing that follows depends on who it is. */
-static int check_rights(const struct server *server, const struct arrival *arrival, struct error *err)
-{
-	unsigned user = arrival->frames->user;
-
-	if (!security_allows(server, user, RIGHT_WRITE, arrival->id, arrival->id_size))
-		return error_set(err, REFUSED_DENIED, user == ENDPOINT_NOBODY
-				 ? "a peer that shows a key must not choose its routing id"
-				 : "this key may not write to this stream");
-	if (arrival->message.reply && !security_allows(server, user, RIGHT_READ, arrival->id, arrival->id_size))
-		return error_set(err, REFUSED_DENIED, "this key may not read this stream: open it without reply");
-	return 0;
 }
 
 static int handle(struct server *server, struct arrival *arrival, struct error *err)
@@ -554,38 +526,17 @@ static int handle(struct server *server, struct arrival *arrival, struct error *
 	return 0;
 }
 
-/* Whose message is it?  What follows counts for that key, or for the connection. */
-static int identify(struct server *server, struct peer *peer, unsigned user, struct error *err)
-{
-	peer->user = user;
-	if (user == ENDPOINT_ANYBODY)
-		return 0;
-	peer->account = security_account(server, user);
-	if (peer->account)
-		return 0;
-	peer->account = &peer->own;
-	return error_memory(err, "peer");
-}
-
-/* Does the peer send faster than it may?  Publishers as a whole are held back by credit alone. */
+/* Rows and streams that come too fast are refused; what ends them is not. */
 static int check_rate(struct server *server, struct arrival *arrival, struct error *err)
 {
-	struct account *account = arrival->peer->account;
-	uint64_t most = server->config->limits.peer_messages;
 	const struct stream *stream;
 
-	if (!most || arrival->held || account == &server->publishers.own)
-		return 0;
-	if (server->now_ms - account->second_ms >= 1000) {
-		account->second_ms = server->now_ms;
-		account->messages = 0;
-	}
-	if (++account->messages <= most || arrival->message.type > MESSAGE_OPEN)
+	if (arrival->held || !limits_count_message(server, arrival->peer, err) || arrival->message.type > MESSAGE_OPEN)
 		return 0;
 	stream = stream_find(server, arrival->id, arrival->id_size);
 	arrival->has_expected = stream || arrival->message.has_pos;
 	arrival->expected = stream ? stream->next : arrival->message.pos;
-	return error_set(err, REFUSED_NO_CREDIT, "more than %" PRIu64 " messages in a second: send it again later", most);
+	return err->code;
 }
 
 static void refuse(struct server *server, const struct arrival *arrival, const struct error *error)
@@ -616,10 +567,10 @@ void ingest_message(struct server *server, bool router, const struct endpoint_me
 		return;
 	rc = parse(server, router, message, &arrival, &error);
 	if (!rc)
-		rc = check_rights(server, &arrival, &error);
+		rc = security_check_message(server, message->user, &arrival.message, arrival.id, arrival.id_size, &error);
 	if (!rc) {
 		arrival.peer = router ? peer_get(server, arrival.identity, arrival.identity_size) : &server->publishers;
-		rc = arrival.peer ? identify(server, arrival.peer, message->user, &error) : error_memory(&error, "peer");
+		rc = arrival.peer ? limits_identify(server, arrival.peer, message->user, &error) : error_memory(&error, "peer");
 		if (!rc)
 			rc = check_rate(server, &arrival, &error);
 		if (!rc)

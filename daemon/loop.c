@@ -154,6 +154,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	list_init(&server->idle);
 	list_init(&server->waiting);
 	server->publishers.account = &server->publishers.own;
+	server->publishers.own.unlimited = true;
 	server->itemsize = dtype_size((enum dtype)config->output.dtype);
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
 	    (rc = table_init(&server->saved, err)) || (rc = table_init(&server->waiters, err)) ||
@@ -218,6 +219,7 @@ void server_free(struct server *server)
 	free(server->scratch);
 	table_free(&server->streams);
 	table_free(&server->peers);
+	limits_free(server);
 	table_free(&server->saved);
 	table_free(&server->waiters);
 	if (server->signal_fd >= 0)

@@ -3,7 +3,6 @@
  */
 #include "daemon/security.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "daemon/server.h"
@@ -101,9 +100,6 @@ void security_close(struct server *server)
 {
 	endpoint_free(server->security.zap, 0);
 	rights_free(server->security.rights);
-	for (size_t i = 0; i < server->security.n_accounts; i++)
-		free(server->security.accounts[i]);
-	free(server->security.accounts);
 	explicit_bzero(&server->security.pair, sizeof server->security.pair);
 }
 
@@ -159,6 +155,18 @@ bool security_allows(const struct server *server, unsigned user, enum right righ
 	return rights_allow(server->security.rights, user, right, id, size);
 }
 
+int security_check_message(const struct server *server, unsigned user, const struct message *message, const void *id,
+			   size_t size, struct error *err)
+{
+	if (user == ENDPOINT_NOBODY)
+		return error_set(err, REFUSED_DENIED, "a peer that shows a key must not choose its routing id");
+	if (!security_allows(server, user, RIGHT_WRITE, id, size))
+		return error_set(err, REFUSED_DENIED, "this key may not write to this stream");
+	if (message->reply && !security_allows(server, user, RIGHT_READ, id, size))
+		return error_set(err, REFUSED_DENIED, "this key may not read this stream: open it without reply");
+	return 0;
+}
+
 /*
  * A subscription within what the user may read is granted as it is; one that goes beyond is granted for the part that it
  * may read.  That part stays until the connection ends: another subscription may be the reason for it as well, and SUB
@@ -192,29 +200,6 @@ int security_subscriptions(struct server *server, struct error *err)
 			return rc;
 	}
 	return rc;
-}
-
-struct account *security_account(struct server *server, unsigned user)
-{
-	struct security *security = &server->security;
-
-	if (user == ENDPOINT_ANYBODY || user == ENDPOINT_NOBODY)
-		return NULL;
-	if (user > security->n_accounts) {
-		struct account **grown = realloc(security->accounts, user * sizeof(struct account *));
-
-		if (!grown)
-			return NULL;
-		memset(grown + security->n_accounts, 0, (user - security->n_accounts) * sizeof(struct account *));
-		security->accounts = grown;
-		security->n_accounts = user;
-	}
-	if (!security->accounts[user - 1]) {
-		security->accounts[user - 1] = calloc(1, sizeof(struct account));
-		if (security->accounts[user - 1])
-			security->accounts[user - 1]->lasting = true;
-	}
-	return security->accounts[user - 1];
 }
 
 /* Cut the subscribers whose rights to read change: they come again, and get what they may read now. */

@@ -14,15 +14,12 @@
 #include "model/error.h"
 #include "protocol/endpoint.h"
 
-struct account;
 struct config;
 struct server;
 
 struct security {
 	struct endpoint *zap;      /* NULL: no keys */
 	struct rights *rights;     /* NULL: no keys */
-	struct account **accounts; /* [n_accounts], by user - 1; NULL: nothing is counted yet */
-	size_t n_accounts;
 	struct key_pair pair;      /* ours */
 	uint64_t refused;          /* connections */
 	struct log_tap refusals;
@@ -51,11 +48,12 @@ void security_options(const struct server *server, struct endpoint_options *opti
 /* Other rights from now on: takes rights, and takes away what is no longer allowed. */
 void security_replace(struct server *server, struct rights *rights);
 
+/* May the user do what the message about this stream asks for?  Else REFUSED_DENIED. */
+int security_check_message(const struct server *server, unsigned user, const struct message *message, const void *id,
+			   size_t size, struct error *err);
+
 /* Is the sender's key still authorised?  If not, it is cut off. */
 bool security_knows(const struct server *server, const struct endpoint_message *message);
-
-/* What is counted of the user's key; NULL without memory, or if it has none. */
-struct account *security_account(struct server *server, unsigned user);
 
 /* May the user do this to the stream, or to all whose id begins with id? */
 bool security_allows(const struct server *server, unsigned user, enum right right, const void *id, size_t size);

@@ -11,6 +11,7 @@
  *	service.h  what systemd is told
  *	reload.h   the configuration again, while running
  *	security.h who is let in, and what each may do
+ *	limits.h   how much each may have
  *	pages.h    metrics, health and a page for people over HTTP
  *	loop.c     waits for sockets, worker, signals and timers, and calls the above
  *
@@ -25,6 +26,7 @@
 
 #include "daemon/config.h"
 #include "daemon/http.h"
+#include "daemon/limits.h"
 #include "daemon/list.h"
 #include "daemon/log.h"
 #include "daemon/metrics.h"
@@ -94,6 +96,7 @@ struct server {
 	struct table streams; /* latest life by id */
 	struct table peers;   /* of the ingest socket that feed streams, by identity */
 	struct peer publishers; /* all that is subscribed to */
+	struct accounts accounts; /* of keys */
 	struct list dirty;    /* owe their feeder an ack */
 	struct list stalled;  /* wait for room in their feeder's queue */
 	struct list unflushed; /* have unfinished rows, oldest first, if streams.flush_after is set */

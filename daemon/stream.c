@@ -117,15 +117,6 @@ static void free_blocks(struct server *server, struct block *block)
 	}
 }
 
-static void count_for(struct stream *stream, struct account *account)
-{
-	if (stream->account)
-		stream->account->streams--;
-	if (account)
-		account->streams++;
-	stream->account = account;
-}
-
 void stream_free(struct server *server, struct stream *stream)
 {
 	struct held *held;
@@ -141,7 +132,7 @@ void stream_free(struct server *server, struct stream *stream)
 	while ((held = held_pop(server, &stream->held)))
 		free(held);
 	stream_feed(server, stream, NULL);
-	count_for(stream, NULL);
+	limits_count_stream(stream, NULL);
 	free_blocks(server, stream->blocks);
 	while (stream->outbox) {
 		struct hidden *hidden = stream->outbox;
@@ -164,9 +155,9 @@ void stream_feed(struct server *server, struct stream *stream, struct peer *feed
 	if (feeder) {
 		feeder->holds++;
 		feeder->outstanding += outstanding;
-		count_for(stream, feeder->account);
+		limits_count_stream(stream, feeder->account);
 	} else if (!stream->account->lasting) {
-		count_for(stream, NULL);
+		limits_count_stream(stream, NULL);
 	}
 	stream->feeder = feeder;
 	if (old) {

@@ -15,19 +15,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "daemon/limits.h"
 #include "daemon/list.h"
 #include "daemon/pool.h"
 #include "daemon/states.h"
 #include "daemon/table.h"
 #include "protocol/message.h"
-
-/* What is counted of a key, or of a connection that showed none. */
-struct account {
-	bool lasting;      /* a key's: its connections come and go */
-	size_t streams;    /* that it opened or took over last */
-	int64_t second_ms; /* when the present second began, */
-	uint64_t messages; /* and how many messages came in it */
-};
 
 /* Somebody who feeds streams: a peer of the ingest socket, or all publishers that the daemon subscribes to as one. */
 struct peer {

@@ -126,6 +126,12 @@ int keys_read_public(const char *path, char ret_key[KEY_TEXT], struct error *err
 	return status;
 }
 
+/* A group may be how another owner hands the file to us, as systemd does with credentials. */
+static bool is_private(const struct stat *info)
+{
+	return !(info->st_mode & 07) && (!(info->st_mode & 070) || info->st_uid != geteuid());
+}
+
 int keys_read_secret(const char *path, struct key_pair *ret_pair, struct error *err)
 {
 	FILE *file = fopen(path, "re");
@@ -137,7 +143,7 @@ int keys_read_secret(const char *path, struct key_pair *ret_pair, struct error *
 		return error_system(err, "%s", path);
 	if (fstat(fileno(file), &info) != 0)
 		status = error_system(err, "%s", path);
-	else if (info.st_mode & 077)
+	else if (!is_private(&info))
 		status = error_set(err, ERR_ARGUMENT, "%s: mode %04o: a secret key is for its owner alone (chmod 600)",
 				   path, (unsigned int)info.st_mode & 07777u);
 	else

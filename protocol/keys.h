@@ -25,7 +25,7 @@ int keys_generate(struct key_pair *ret_pair, struct error *err);
  */
 int keys_write(const char *path, const struct key_pair *pair, struct error *err);
 
-/* Read a secret key and derive its public one.  A file that others than its owner can read is refused. */
+/* Read a secret key and derive its public one.  A file of ours that others can read is refused. */
 int keys_read_secret(const char *path, struct key_pair *ret_pair, struct error *err);
 int keys_read_public(const char *path, char ret_key[KEY_TEXT], struct error *err);
 
