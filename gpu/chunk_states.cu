@@ -9,14 +9,15 @@
  */
 #define WARPS 4
 #define THREADS (32 * WARPS)
-#define STAGES 4
+#define STAGES 8
 #define SLICES 2
 #define COLUMNS 64 /* n of a block */
 
-struct stage {
+struct __align__(16) stage {
 	bfloat16 x[SLICES][CHUNK_ROWS * SLICE];
 	bfloat16 b[CHUNK_ROWS * COLUMNS];
 	float steps[STEP_PLANES * CHUNK_ROWS];
+	int rows; /* of the chunk */
 };
 
 /* What a block works on. */
@@ -42,13 +43,41 @@ static __device__ void fetch_stage(const struct chunk_params &a, const struct ch
 			copy16(stage->b + 8 * (i * THREADS + t), b + 2 * i * eight_rows);
 	if (t < 16 * edge)
 		copy16(stage->steps + 4 * t, steps_of(a, k, p.head) + 4 * t);
+	if (t == 0)
+		stage->rows = k.rows;
+}
+
+/* h += sum_j (weight_j x_j) B_j^T over EDGE tiles of 16 rows; all loads come first, so that they wait together. */
+template <int EDGE>
+static __device__ void add_tiles(const struct stage *stage, int slice, int column, float (&h)[4][4])
+{
+	int lane = threadIdx.x % 32;
+	const float *weight = stage->steps + STEP_WEIGHT * 16 * EDGE;
+	uint32_t x[EDGE][4], b[EDGE][2][4], left[4];
+
+#pragma unroll
+	for (int j = 0; j < EDGE; j++) {
+		load_x(stage->x[slice], j, x[j]);
+#pragma unroll
+		for (int v = 0; v < 2; v++)
+			tile_load_transposed(b[j][v], stage->b + core_place(16 * j + lane % 16,
+									    column + 16 * v + lane / 16 * 8, COLUMNS));
+	}
+#pragma unroll
+	for (int j = 0; j < EDGE; j++) {
+		weigh(x[j], weight + 16 * j, left);
+#pragma unroll
+		for (int v = 0; v < 2; v++) {
+			tile_product(h[2 * v], left, b[j][v][0], b[j][v][1]);
+			tile_product(h[2 * v + 1], left, b[j][v][2], b[j][v][3]);
+		}
+	}
 }
 
 /* The warp's part of the state, n from column on: h[u] is the accumulator of 16 p and n 8 u to 8 u + 7. */
-static __device__ void advance(const struct stage *stage, int rows, int slice, int column, float (&h)[4][4])
+static __device__ void advance(const struct stage *stage, int slice, int column, float (&h)[4][4])
 {
-	int lane = threadIdx.x % 32, edge = (rows + 15) / 16;
-	const float *weight = stage->steps + STEP_WEIGHT * 16 * edge;
+	int rows = stage->rows, edge = (rows + 15) / 16;
 	float decay = stage->steps[STEP_REACH * 16 * edge + rows - 1];
 
 #pragma unroll
@@ -56,21 +85,11 @@ static __device__ void advance(const struct stage *stage, int rows, int slice, i
 #pragma unroll
 		for (int e = 0; e < 4; e++)
 			h[u][e] *= decay;
-#pragma unroll
-	for (int j = 0; j < CHUNK_ROWS / 16; j++) {
-		uint32_t left[4], right[4];
-
-		if (j >= edge)
-			break;
-		load_x(stage->x[slice], j, right);
-		weigh(right, weight + 16 * j, left);
-#pragma unroll
-		for (int v = 0; v < 2; v++) {
-			tile_load_transposed(right, stage->b + core_place(16 * j + lane % 16,
-									  column + 16 * v + lane / 16 * 8, COLUMNS));
-			tile_product(h[2 * v], left, right[0], right[1]);
-			tile_product(h[2 * v + 1], left, right[2], right[3]);
-		}
+	switch (edge) {
+	case 1: add_tiles<1>(stage, slice, column, h); break;
+	case 2: add_tiles<2>(stage, slice, column, h); break;
+	case 3: add_tiles<3>(stage, slice, column, h); break;
+	default: add_tiles<4>(stage, slice, column, h); break;
 	}
 }
 
@@ -92,12 +111,15 @@ static __device__ void run_segment(const struct chunk_params &a, const struct se
 	const size_t stride = (size_t)(a.layout.inner / SLICE) * (n_columns / 16) * 32;
 	const struct chunk_view *chunks = a.batch->chunks + s.chunk;
 	const int n_chunks = s.chunks, kept = s.kept_chunks, first_chunk = s.chunk;
+	struct chunk_view next;
 
 	for (int n = 0; n < STAGES - 1; n++) {
 		if (n < n_chunks)
 			fetch_stage(a, chunks[n], first_chunk + n, p, &stages[n]);
 		copies_close();
 	}
+	if (STAGES - 1 < n_chunks)
+		next = chunks[STAGES - 1];
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
 		float4 n = *(const float4 *)four_of(state, n_columns, i % 2, first + i / 2);
@@ -115,9 +137,11 @@ static __device__ void run_segment(const struct chunk_params &a, const struct se
 		copies_wait<STAGES - 2>();
 		__syncthreads();
 		if (ahead < n_chunks)
-			fetch_stage(a, chunks[ahead], first_chunk + ahead, p, &stages[ahead % STAGES]);
+			fetch_stage(a, next, first_chunk + ahead, p, &stages[ahead % STAGES]);
 		copies_close();
-		advance(&stages[n % STAGES], chunks[n].rows, slice, column, h);
+		if (ahead + 1 < n_chunks)
+			next = chunks[ahead + 1];
+		advance(&stages[n % STAGES], slice, column, h);
 		if (n + 1 != kept)
 			continue;
 #pragma unroll

@@ -14,9 +14,9 @@
 #include "gpu/graphs.h"
 #include "gpu/layout.h"
 #include "gpu/matmul.h"
-#include "gpu/slots.h"
-#include "gpu/rows.h"
 #include "gpu/scan.h"
+#include "gpu/slots.h"
+#include "gpu/transfer.h"
 #include "gpu/weights.h"
 #include "model/device.h"
 
@@ -46,7 +46,8 @@ struct cuda {
 	struct slots *slots;
 
 	int *planes;         /* [layers + 1], as forward.h says */
-	int *output_planes;  /* [n_outputs] on the device */
+	int *output_planes;  /* [n_outputs] */
+	int *device_planes;  /* the same on the device */
 	size_t n_planes;
 
 	cudaStream_t compute, in, out;
@@ -149,13 +150,12 @@ static int make_streams(struct cuda *cuda, struct error *err)
 static int assign_planes(struct cuda *cuda, const struct device_options *options, struct error *err)
 {
 	size_t layers = cuda->base.model->shape.num_layers, bytes = options->n_outputs * sizeof(int);
-	int *of_output = malloc(bytes + 1), rc;
+	int rc;
 
+	cuda->output_planes = malloc(bytes + 1);
 	cuda->planes = malloc((layers + 1) * sizeof(*cuda->planes));
-	if (!of_output || !cuda->planes) {
-		free(of_output);
+	if (!cuda->output_planes || !cuda->planes)
 		return error_memory(err, "outputs");
-	}
 	for (size_t i = 0; i <= layers; i++)
 		cuda->planes[i] = -1;
 	for (size_t i = 0; i < options->n_outputs; i++) {
@@ -163,12 +163,12 @@ static int assign_planes(struct cuda *cuda, const struct device_options *options
 
 		if (*plane < 0)
 			*plane = (int)cuda->n_planes++;
-		of_output[i] = *plane;
+		cuda->output_planes[i] = *plane;
 	}
-	rc = cuda_check(cudaMalloc((void **)&cuda->output_planes, bytes + 1), "outputs", err);
+	rc = cuda_check(cudaMalloc((void **)&cuda->device_planes, bytes + 1), "outputs", err);
 	if (rc == 0)
-		rc = cuda_check(cudaMemcpy(cuda->output_planes, of_output, bytes, cudaMemcpyHostToDevice), "outputs", err);
-	free(of_output);
+		rc = cuda_check(cudaMemcpy(cuda->device_planes, cuda->output_planes, bytes, cudaMemcpyHostToDevice),
+				"outputs", err);
 	return rc;
 }
 
@@ -352,7 +352,8 @@ static void cuda_close(struct device *device)
 		}
 	}
 	cudaFree(cuda->view);
-	cudaFree(cuda->output_planes);
+	cudaFree(cuda->device_planes);
+	free(cuda->output_planes);
 	free(cuda->planes);
 	weights_free(cuda->weights);
 	for (int i = 0; i < 3; i++) {
@@ -472,7 +473,7 @@ static int check_batch(const struct cuda *cuda, const struct batch *batch, struc
 /* Rows -> the turn's input, behind what they carried before. */
 static int receive(struct cuda *cuda, struct turn *t, size_t rows, struct error *err)
 {
-	int rc = cuda_check(rows_gather(t->rows, rows, cuda->layout.hidden, cuda->layout.hidden_cols, t->input, cuda->in),
+	int rc = cuda_check(transfer_in(t->rows, rows, cuda->layout.hidden, cuda->layout.hidden_cols, t->input, cuda->in),
 			    "copying rows in", err);
 
 	if (rc == 0)
@@ -487,7 +488,7 @@ static int deliver(struct cuda *cuda, struct turn *t, size_t rows, struct error 
 {
 	struct scatter scatter = {
 		.output = t->output,
-		.planes = cuda->output_planes,
+		.planes = cuda->device_planes,
 		.n_outputs = cuda->base.n_outputs,
 		.max_rows = cuda->base.max_rows,
 		.row_bytes = (size_t)cuda->layout.hidden * dtype_size(cuda->base.output_dtype),
@@ -498,7 +499,8 @@ static int deliver(struct cuda *cuda, struct turn *t, size_t rows, struct error 
 	if (rc == 0)
 		rc = cuda_check(cudaStreamWaitEvent(cuda->out, t->computed, 0), "copying rows out", err);
 	if (rc == 0)
-		rc = cuda_check(rows_scatter(&scatter, t->rows, rows, cuda->out), "copying rows out", err);
+		rc = cuda_check(transfer_out(&scatter, cuda->output_planes, t->rows, rows, cuda->out), "copying rows out",
+				err);
 	if (rc == 0)
 		rc = cuda_check(cudaEventRecord(t->done, cuda->out), "copying rows out", err);
 	return rc;

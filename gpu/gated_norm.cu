@@ -6,6 +6,26 @@ extern "C" {
 /* gated = gated / sqrt(mean(gated^2) + eps) over each group of columns; a warp takes a row's group. */
 #define THREADS 256
 
+/* to [size] *= scale, by a warp. */
+template <typename T> static __device__ void scale_columns(T *to, int size, float scale)
+{
+	int lane = threadIdx.x % 32;
+	float v[8];
+
+	if (size % 8 != 0) {
+		for (int c = lane; c < size; c += 32)
+			narrow(widen(to[c]) * scale, &to[c]);
+		return;
+	}
+#pragma unroll 4
+	for (int c = 8 * lane; c < size; c += 8 * 32) {
+		load8(to + c, v);
+		for (int i = 0; i < 8; i++)
+			v[i] *= scale;
+		store8(to + c, v);
+	}
+}
+
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
 normalise(const struct layout l, T *gated, const float *squares, int parts, const struct batch_view *batch)
@@ -22,8 +42,7 @@ normalise(const struct layout l, T *gated, const float *squares, int parts, cons
 		for (int k = lane; k < parts / groups; k += 32)
 			sum += from[k];
 		float scale = rsqrtf(warp_sum(sum) / size + l.norm_epsilon);
-		for (int c = lane; c < size; c += 32)
-			narrow(widen(to[c]) * scale, &to[c]);
+		scale_columns(to, size, scale);
 	}
 }
 
