@@ -56,6 +56,23 @@ static void put_counters(struct server *server, struct control_writer *answer)
 	control_put_uint(answer, "refused_keys", server->security.refused);
 }
 
+/* Where the caches of the streams are, on a device between whose memory and the host's they move. */
+static void put_caches(struct device *device, struct control_writer *answer)
+{
+	struct cache_counts counts;
+
+	if (!device->backend->cache_counts)
+		return;
+	device->backend->cache_counts(device, &counts);
+	control_open_map(answer, "caches");
+	control_put_uint(answer, "slots", counts.slots);
+	control_put_uint(answer, "on_device", counts.device);
+	control_put_uint(answer, "on_host", counts.host);
+	control_put_uint(answer, "moved_out", counts.moved_out);
+	control_put_uint(answer, "moved_in", counts.moved_in);
+	control_close(answer);
+}
+
 static void put_devices(struct server *server, struct control_writer *answer)
 {
 	control_open_array(answer, "devices");
@@ -64,6 +81,7 @@ static void put_devices(struct server *server, struct control_writer *answer)
 		control_put_str(answer, "name", server->config->device.item[i]);
 		control_put_uint(answer, "streams", server->lanes[i].streams);
 		control_put_float(answer, "busy_s", (double)worker_busy_ns(server->lanes[i].worker) / 1e9);
+		put_caches(server->lanes[i].device, answer);
 		control_close(answer);
 	}
 	control_close(answer);

@@ -50,8 +50,9 @@ struct config {
 		uint64_t keep;   /* generations */
 	} state;
 	struct {
-		uint64_t message_bytes, credit_rows, batch_rows; /* batch_rows 0: the device chooses */
-		uint64_t peer_streams, peer_messages;           /* 0: any number */
+		uint64_t message_bytes, credit_rows;
+		uint64_t batch_rows, cache_bytes; /* 0: the device chooses */
+		uint64_t peer_streams, peer_messages; /* 0: any number */
 	} limits;
 	struct {
 		char *secret_key, *authorized_keys; /* paths; empty: none */

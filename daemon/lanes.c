@@ -19,6 +19,7 @@ static int open_device(const struct server *server, const char *name, struct dev
 		.threads = config->threads,
 		.window = config->window,
 		.max_rows = config->limits.batch_rows,
+		.cache_bytes = config->limits.cache_bytes,
 		.outputs = config->output.outputs,
 		.n_outputs = config->output.n_outputs,
 		.output_dtype = (enum dtype)config->output.dtype,

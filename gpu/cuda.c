@@ -408,6 +408,11 @@ static void cuda_cache_free(struct device *device, struct cache *cache)
 	slots_cache_free(cuda_of(device)->slots, cache);
 }
 
+static void cuda_cache_counts(struct device *device, struct cache_counts *ret_counts)
+{
+	slots_counts(cuda_of(device)->slots, ret_counts);
+}
+
 static int check_lost(struct cuda *cuda, struct error *err)
 {
 	cudaSetDevice(cuda->index); /* each thread has its own current device */
@@ -566,6 +571,7 @@ const struct backend backend_cuda = {
 	.cache_free = cuda_cache_free,
 	.cache_export = cuda_cache_export,
 	.cache_import = cuda_cache_import,
+	.cache_counts = cuda_cache_counts,
 	.host_alloc = cuda_host_alloc,
 	.host_free = cuda_host_free,
 	.submit = cuda_submit,

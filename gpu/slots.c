@@ -25,7 +25,7 @@ struct slots {
 	float **spares;       /* [n_spares], room for n_hosts: page-locked memory that no cache lies in */
 	size_t n_spares, n_hosts;
 	struct cache *oldest, *newest; /* of those with a slot */
-	uint64_t round;
+	uint64_t round, moved_out, moved_in;
 };
 
 /* layer [layer_floats] of the device -> its part of the canonical layout; returns the floats written. */
@@ -113,6 +113,19 @@ void slots_free(struct slots *slots)
 size_t slots_count(const struct slots *slots)
 {
 	return slots->count;
+}
+
+void slots_counts(struct slots *slots, struct cache_counts *ret_counts)
+{
+	pthread_mutex_lock(&slots->lock);
+	*ret_counts = (struct cache_counts){
+		.slots = slots->count,
+		.device = slots->count - slots->n_free,
+		.host = slots->n_hosts - slots->n_spares,
+		.moved_out = slots->moved_out,
+		.moved_in = slots->moved_in,
+	};
+	pthread_mutex_unlock(&slots->lock);
 }
 
 int slots_cache_new(struct slots *slots, struct cache **ret_cache, struct error *err)
@@ -204,6 +217,7 @@ static int evict(struct slots *slots, struct error *err)
 	slots->free_slots[slots->n_free++] = cache->memory;
 	cache->memory = NULL;
 	cache->host = host;
+	slots->moved_out++;
 	return 0;
 }
 
@@ -228,8 +242,10 @@ static int bring(struct slots *slots, struct cache *cache, struct error *err)
 	if (rc != 0)
 		return rc;
 	slots->n_free--;
-	if (cache->host)
+	if (cache->host) {
 		slots->spares[slots->n_spares++] = cache->host; /* what is copied there next waits for this copy */
+		slots->moved_in++;
+	}
 	cache->host = NULL;
 	cache->memory = memory;
 	list_append(slots, cache);

@@ -3,7 +3,7 @@
  * longest idle moves to page-locked host memory, and comes back when a batch names it.
  *
  * slots_bring, slots_export and slots_import are for one thread, which also enqueues what uses the caches on
- * the stream; slots_cache_new and slots_cache_free may be called from another one meanwhile.
+ * the stream; the others may be called from other ones meanwhile.
  */
 #ifndef GPU_SLOTS_H
 #define GPU_SLOTS_H
@@ -33,6 +33,8 @@ int slots_new(const struct layout *layout, size_t bytes, cudaStream_t stream, st
 void slots_free(struct slots *slots); /* after its caches; NULL is fine */
 
 size_t slots_count(const struct slots *slots);
+
+void slots_counts(struct slots *slots, struct cache_counts *ret_counts);
 
 int slots_cache_new(struct slots *slots, struct cache **ret_cache, struct error *err);
 void slots_cache_free(struct slots *slots, struct cache *cache);

@@ -17,6 +17,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "model/dtype.h"
 #include "model/error.h"
@@ -67,6 +68,13 @@ struct batch {
 	size_t n_segments;
 };
 
+/* Where a device's caches are; those that are still zero may be nowhere. */
+struct cache_counts {
+	size_t slots;            /* how many fit in the device's memory */
+	size_t device, host;     /* how many are there, and in the host's memory */
+	uint64_t moved_out, moved_in; /* idle ones to the host's memory, and those that came back */
+};
+
 struct device; /* public part below; back ends put it first in their own struct */
 
 struct backend {
@@ -87,6 +95,9 @@ struct backend {
 	/* Copy a cache out and in, in the canonical layout of shape.h: state [shape_cache_floats]. */
 	int (*cache_export)(struct device *device, const struct cache *cache, float *state, struct error *err);
 	int (*cache_import)(struct device *device, struct cache *cache, const float *state, struct error *err);
+
+	/* From any thread.  NULL where caches never move. */
+	void (*cache_counts)(struct device *device, struct cache_counts *ret_counts);
 
 	/* Memory that windows lie in (page-locked where that helps). */
 	void *(*host_alloc)(struct device *device, size_t bytes);

@@ -344,6 +344,19 @@ START_TEST(cut_chunked_streams_are_bit_identical)
 }
 END_TEST
 
+/* All streams have run: every cache is in a slot or on the host, and some came back again and again. */
+static void check_counts(struct device *device, size_t slots)
+{
+	struct cache_counts counts;
+
+	device->backend->cache_counts(device, &counts);
+	ck_assert_uint_eq(counts.slots, slots);
+	ck_assert_uint_eq(counts.device, slots);
+	ck_assert_uint_eq(counts.host, STREAMS - slots);
+	ck_assert_uint_gt(counts.moved_out, STREAMS);
+	ck_assert_uint_gt(counts.moved_in, STREAMS);
+}
+
 /* A pool of three caches for sixteen streams: nearly every batch evicts some and brings others back. */
 START_TEST(evicted_caches_come_back)
 {
@@ -362,6 +375,7 @@ START_TEST(evicted_caches_come_back)
 	for (size_t i = 0; i < STREAMS; i++)
 		trial.caches[i] = stream_cache(trial.device);
 	check_trial(&trial, 3);
+	check_counts(trial.device, 3);
 	device = trial.device;
 	trial_free(&trial);
 	device_close(device);
@@ -589,10 +603,58 @@ START_TEST(refusals_say_why)
 }
 END_TEST
 
+/* --- every kernel, in so little time that it can be done under a memory checker ---------------------------------- */
+
+static const struct {
+	size_t window;
+	enum precision precision;
+} kernels[] = { { 1, PRECISION_FLOAT32 }, { 65, PRECISION_FLOAT32 }, { 1, PRECISION_BFLOAT16 }, { 65, PRECISION_BFLOAT16 } };
+#define N_KERNELS (int)(sizeof kernels / sizeof *kernels)
+
+/* Streams in one batch, enough for whole segments on a processor; and one alone, whose chunks all run at once. */
+START_TEST(every_kernel_agrees_with_cpu)
+{
+	const size_t streams = 6, columns = 64, window = kernels[_i].window, n = 2 * window + window / 2, all = streams * n;
+	const double tolerance = kernels[_i].precision == PRECISION_FLOAT32 ? 1e-5 : 1e-2;
+	struct model *model = wide_model(64, 128, 2);
+	const struct device_options options = {
+		.precision = kernels[_i].precision, .window = window, .max_rows = (all + window - 1) / window * window,
+		.outputs = final_output, .n_outputs = 1, .cache_bytes = CACHE_BYTES
+	};
+	struct device *cpu = open_final("cpu", model, PRECISION_FLOAT32, window, 0);
+	struct device *device = stream_device("cuda", model, &options);
+	float *rows = random_rows(all * columns, 11), *want = malloc(n * columns * sizeof *want);
+	float *hidden = malloc((all + n) * columns * sizeof *hidden);
+	struct piece pieces[STREAM_BATCH];
+	struct cache *cache;
+
+	for (size_t i = 0; i <= streams; i++)
+		pieces[i] = (struct piece){ stream_cache(device), rows + i % streams * n * columns, n,
+					    hidden + i * n * columns, n };
+	stream_batch(device, pieces, streams);
+	stream_batch(device, pieces + streams, 1);
+	for (size_t i = 0; i < streams; i++) {
+		cache = stream_cache(cpu);
+		stream_run(cpu, cache, pieces[i].rows, n, want);
+		cache_free(cpu, cache);
+		ck_assert_double_le(relative_error(pieces[i].hidden, want, n * columns), tolerance);
+	}
+	ck_assert(!memcmp(pieces[streams].hidden, pieces[0].hidden, n * columns * sizeof *hidden));
+	for (size_t i = 0; i <= streams; i++)
+		cache_free(device, pieces[i].cache);
+	free(rows);
+	free(want);
+	free(hidden);
+	device_close(cpu);
+	device_close(device);
+	model_free(model);
+}
+END_TEST
+
 static bool have_gpu(void)
 {
 	struct device_options options = {
-		.window = 1, .outputs = final_output, .n_outputs = 1, .cache_bytes = CACHE_BYTES
+		.window = 1, .max_rows = 1, .outputs = final_output, .n_outputs = 1, .cache_bytes = CACHE_BYTES
 	};
 	struct golden golden;
 	struct device *device = NULL;
@@ -611,7 +673,7 @@ static bool have_gpu(void)
 int main(void)
 {
 	Suite *suite;
-	TCase *golden, *chunks, *determinism, *device;
+	TCase *golden, *chunks, *determinism, *device, *small;
 
 	if (!have_gpu())
 		return 77;
@@ -620,6 +682,7 @@ int main(void)
 	chunks = tcase_create("chunks");
 	determinism = tcase_create("determinism");
 	device = tcase_create("device");
+	small = tcase_create("kernels");
 	setenv("CK_FORK", "no", 1); /* a forked child cannot use its parent's GPU */
 	tcase_add_loop_test(golden, golden_case_within_tolerance, 0, GOLDEN_CASES);
 	tcase_add_loop_test(chunks, chunks_agree_with_cpu, 0, N_CHUNKED);
@@ -632,9 +695,11 @@ int main(void)
 	tcase_add_test(device, batches_overlap);
 	tcase_add_loop_test(device, outputs_are_rounded, 0, 2);
 	tcase_add_test(device, refusals_say_why);
+	tcase_add_loop_test(small, every_kernel_agrees_with_cpu, 0, N_KERNELS);
 	suite_add_tcase(suite, golden);
 	suite_add_tcase(suite, chunks);
 	suite_add_tcase(suite, determinism);
 	suite_add_tcase(suite, device);
+	suite_add_tcase(suite, small);
 	return suite_run(suite);
 }

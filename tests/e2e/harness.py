@@ -21,6 +21,7 @@ TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(TESTS)
 BUILD = os.path.abspath(os.environ.get("MAMBA2D_BUILD", os.path.join(ROOT, "build")))
 MAMBA2D, MAMBA2CTL = os.path.join(BUILD, "mamba2d"), os.path.join(BUILD, "mamba2ctl")
+DEVICE = os.environ.get("MAMBA2D_DEVICE", "cpu")
 TIMEOUT = 60.0  # seconds to wait for anything: long, because it only passes when a test fails
 CASES = sorted(d for d in os.listdir(os.path.join(TESTS, "golden")) if not d.endswith(".md"))
 
@@ -87,7 +88,8 @@ class Daemon:
     def __init__(self, model, start=True, config=None, **settings):
         self.folder = tempfile.mkdtemp(prefix="mamba2d-")
         self.ingest, self.publish, self.control = (f"ipc://{self.folder}/{name}" for name in ("in", "out", "ctl"))
-        self.settings = {"model": model, "precision": "float32", "device": "cpu", "log.level": "debug",
+        self.settings = {"model": model, "precision": "float32", "device": DEVICE, "log.level": "debug",
+                         "limits.cache_bytes": 1 << 30,  # of a GPU that several daemons share
                          "sockets.ingest": self.ingest, "sockets.publish": self.publish,
                          "sockets.control": self.control, "metrics.listen": "", **settings}
         self.options = ["-c", config] if config else []

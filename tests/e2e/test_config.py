@@ -39,7 +39,7 @@ def test_every_key_is_printed_with_a_comment():
         "output": ["dtype", "rows", "layers"],
         "sockets": ["ingest", "subscribe", "publish", "control"],
         "streams": ["max", "idle_timeout", "on_gap", "flush_after"],
-        "limits": ["message_bytes", "credit_rows", "batch_rows"],
+        "limits": ["message_bytes", "credit_rows", "batch_rows", "cache_bytes"],
         "log": ["level"],
     }
     printed = yaml.safe_load(text)
@@ -59,7 +59,7 @@ def test_print_config_round_trip(config):
                 'sockets.subscribe=[">tcp://127.0.0.1:1", "@ipc:///tmp/x"]',
                 "streams.max=5", "streams.idle_timeout=0.25", "streams.on_gap=skip",
                 "streams.flush_after=1.5", "limits.message_bytes=4096", "limits.credit_rows=99",
-                "limits.batch_rows=34", "log.level=warning", "shutdown_timeout=2"]
+                "limits.batch_rows=34", "limits.cache_bytes=123456789012", "log.level=warning", "shutdown_timeout=2"]
     for overrides in ([], [word for s in settings for word in ("-s", s)]):
         first = mamba2d("--print-config", *overrides)
         assert first.returncode == 0, first.stderr
@@ -122,7 +122,7 @@ def test_errors_in_a_file_have_line_and_column(config, name):
 
 @pytest.mark.parametrize("assignment", [
     "windwo=8", "window", "window=", "window=eight", "output=8", "=8", "streams.max=0", "output.dtype=int8",
-    "output.layers=[]", "window.x=3", "sockets.ingest={a: b}", "window=[", "precision=fp8", "limits.batch_rows=0",
+    "output.layers=[]", "window.x=3", "sockets.ingest={a: b}", "window=[", "precision=fp8", "limits.batch_rows=0", "limits.cache_bytes=all",
     "log.level=loud"])
 def test_errors_on_the_command_line_name_the_key(assignment):
     result = mamba2d("-s", f"model={MODEL}", "-s", assignment, "--check")
