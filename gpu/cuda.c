@@ -2,6 +2,8 @@
  * The cuda back end: opening a device, and the way of a batch through it.  Three streams overlap: rows come in, the
  * forward pass runs, hidden states go out; two batches are under way, each with its own input and output.
  */
+#include "gpu/cuda.h"
+
 #include <cuda_runtime_api.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -61,6 +63,11 @@ struct cuda {
 static struct cuda *cuda_of(struct device *device)
 {
 	return (struct cuda *)device;
+}
+
+const struct forward *cuda_forward_of(struct device *device)
+{
+	return &cuda_of(device)->forward;
 }
 
 static int check_options(const struct model *model, const struct device_options *options, struct error *err)

@@ -156,8 +156,9 @@ static cudaError_t next_layer(const struct forward *f, int i, size_t rows)
 	return add_norm(&f->layout, &args, f->bfloat16, f->view, rows, f->processors, f->stream);
 }
 
-static cudaError_t mix(const struct forward *f, int i, const struct batch_size *size, enum mixer mixer)
+cudaError_t forward_mix(const struct forward *forward, int i, const struct batch_size *size, enum mixer mixer)
 {
+	const struct forward *f = forward;
 	const struct layout *l = &f->layout;
 	const struct layer_weights *weights = &f->weights->layers[i];
 	struct scan args = { weights, i, f->proj, f->gated, f->squares };
@@ -185,7 +186,7 @@ static int run_layer(const struct forward *f, int i, const struct batch_size *si
 		rc = cublas_check(matmul_run(f->in_proj, f->normed, w->in_proj, w->in_proj_bias, f->proj, size->rows),
 				  "in_proj", err);
 	if (rc == 0)
-		rc = cuda_check(mix(f, i, size, mixer), "mixer", err);
+		rc = cuda_check(forward_mix(f, i, size, mixer), "mixer", err);
 	if (rc == 0 && f->layout.gated_norm_groups > 1)
 		rc = cuda_check(gated_norm(&f->layout, f->gated, f->bfloat16, f->squares, f->parts, f->view,
 					   size->rows, f->stream), "gated norm", err);

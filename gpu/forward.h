@@ -67,4 +67,7 @@ enum mixer forward_mixer(const struct forward *forward, const struct batch_size 
  */
 int forward_run(const struct forward *forward, const struct batch_size *size, enum mixer mixer, struct error *err);
 
+/* Enqueue what layer i of it does between in_proj and out_proj. */
+cudaError_t forward_mix(const struct forward *forward, int i, const struct batch_size *size, enum mixer mixer);
+
 #endif

@@ -63,7 +63,7 @@ unit_tests_in_valgrind() {
 }
 
 shell_scripts() {
-	shellcheck autogen.sh .ci/run etc/*.sh tests/*.sh tests/systemd/*.sh tests/packages/*.sh
+	shellcheck autogen.sh .ci/run etc/*.sh tests/*.sh tests/gpu/*.sh tests/systemd/*.sh tests/packages/*.sh
 }
 
 # Without the unit tests, which have run before.

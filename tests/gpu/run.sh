@@ -1,0 +1,78 @@
+#!/bin/sh
+# Every check of the CUDA back end, on a machine with an NVIDIA GPU: the unit tests, the daemon end to end, the memory
+# checker, and last the benchmarks.  Runs the programs of ./build, or of the folder in MAMBA2D_BUILD, which
+# "make && make tests/check_cuda tests/bench_forward" leaves there.  What the machine has not (pytest with pyzmq, msgpack
+# and NumPy; compute-sanitizer) is skipped, and said.  Ends with the line "stages: N passed, N failed, N skipped"; exit
+# status 0 if none failed, 77 without a GPU.
+set -eu
+cd "$(dirname "$0")/../.."
+
+MAMBA2D_BUILD=$(cd "${MAMBA2D_BUILD:-build}" && pwd)
+MAMBA2D_DEVICE=cuda
+PYTHONDONTWRITEBYTECODE=1
+export MAMBA2D_BUILD MAMBA2D_DEVICE PYTHONDONTWRITEBYTECODE
+PATH=$PATH:/usr/local/cuda/bin
+check=$MAMBA2D_BUILD/tests/check_cuda
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+passed=0
+failed=0
+skipped=0
+
+# stage NAME COMMAND...: run it; its output is shown where it fails.
+stage() {
+	name=$1
+	shift
+	start=$(date +%s)
+	printf '%-34s' "$name"
+	if "$@" >"$log" 2>&1; then
+		passed=$((passed + 1))
+		echo "passed, $(($(date +%s) - start)) s: $(tail -n 1 "$log")"
+	else
+		failed=$((failed + 1))
+		echo "FAILED, $(($(date +%s) - start)) s"
+		tail -n 60 "$log"
+	fi
+}
+
+skip() {
+	skipped=$((skipped + 1))
+	printf '%-34sskipped: %s\n' "$1" "$2"
+}
+
+end_to_end() {
+	python3 -m pytest -q tests/e2e/test_gpu.py tests/e2e/test_golden.py tests/e2e/test_choppings.py \
+		tests/e2e/test_streams.py tests/e2e/test_ecg.py
+}
+
+# Under compute-sanitizer, all kernels of ours; cuBLAS is NVIDIA's, and would take hours.
+sanitize() {
+	CK_RUN_CASE=kernels compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+		--kernel-name-exclude kns=nvjet --kernel-name-exclude kns=cutlass --kernel-name-exclude kns=gemm "$check"
+}
+
+status=0
+"$check" >"$log" 2>&1 || status=$?
+if [ "$status" = 77 ]; then
+	cat "$log"
+	exit 77
+fi
+stage "unit tests" sh -c "cat '$log'; exit $status"
+if python3 -c 'import pytest, zmq, msgpack, numpy' 2>/dev/null; then
+	stage "end to end" end_to_end
+else
+	skip "end to end" "python3 has no pytest, zmq, msgpack or numpy"
+fi
+if command -v compute-sanitizer >/dev/null; then
+	for tool in memcheck racecheck initcheck; do
+		stage "$tool" sanitize "$tool"
+	done
+else
+	skip "compute-sanitizer" "not installed"
+fi
+echo
+tests/bench_table.py --device cuda "$MAMBA2D_BUILD/tests/bench_forward"
+echo
+echo "stages: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
