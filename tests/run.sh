@@ -66,6 +66,14 @@ shell_scripts() {
 	shellcheck autogen.sh .ci/run etc/*.sh tests/*.sh tests/gpu/*.sh tests/systemd/*.sh tests/packages/*.sh
 }
 
+# What `make soak`, `make overload` and `make chaos` do at length.
+short_forms() {
+	export MAMBA2D_BUILD=$PWD/build-tests/gcc PYTHONDONTWRITEBYTECODE=1
+	/usr/bin/python3 tests/reliability/soak.py --windows 50000 --state-dir &&
+		/usr/bin/python3 tests/reliability/overload.py --seconds 10 &&
+		/usr/bin/python3 tests/reliability/chaos.py --faults 15 --freeze 1
+}
+
 # Without the unit tests, which have run before.
 packages() {
 	DEB_BUILD_OPTIONS=nocheck make -C build-tests/gcc deb && lintian --fail-on error build-tests/gcc/deb/*.changes
@@ -74,6 +82,7 @@ packages() {
 mkdir -p build-tests
 # a small quarantine: there are tests that measure the daemon's memory
 export ASAN_OPTIONS=detect_stack_use_after_return=1:quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1
+export TSAN_OPTIONS=suppressions=$PWD/tests/tsan.supp
 
 stage "shell scripts" shell_scripts
 stage "build with gcc" build gcc
@@ -85,6 +94,9 @@ stage "unit tests in valgrind" unit_tests_in_valgrind
 stage "build with clang and sanitizers" build sanitizers CC=clang --enable-sanitizers --without-cuda
 stage "unit tests with sanitizers" make -C build-tests/sanitizers check
 stage "end to end with sanitizers" e2e sanitizers -m "not native"
+stage "build with clang, threads" build threads CC=clang --enable-sanitizers=thread --without-cuda
+stage "end to end with threads" e2e threads -m "not native"
+stage "soak, overload and chaos" short_forms
 stage "distribution" make -C build-tests/gcc distcheck DISTCHECK_CONFIGURE_FLAGS=--without-cuda
 stage "packages" packages
 
