@@ -70,7 +70,7 @@ def test_what_came_in_is_saved_at_once(start, rows, want, tmp_path):
     ctl(daemon, "import", tmp_path / "state", "second")
     ctl(daemon, "fork", "second", "third")
     deadline = time.monotonic() + TIMEOUT
-    while daemon.ask("status")["states"]["streams_on_disk"] < 2:
+    while daemon.ask("status")["states"]["written"] < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     daemon.kill()
