@@ -18,9 +18,10 @@ enum ctl_status {
 };
 
 int ctl_encode(int argc, char **argv);  /* ctl_encode.c */
-int ctl_send(int argc, char **argv);    /* ctl_rows.c */
-int ctl_recv(int argc, char **argv);    /* ctl_rows.c */
+int ctl_send(int argc, char **argv);    /* ctl_send.c */
+int ctl_recv(int argc, char **argv);    /* ctl_recv.c */
 int ctl_keygen(int argc, char **argv);  /* ctl_keys.c */
+int ctl_top(int argc, char **argv);     /* ctl_top.c */
 int ctl_request(int argc, char **argv); /* ctl_request.c: all the others */
 
 /* The key files that commands which connect are given: rows for a getopt table, and what the options set. */
@@ -33,6 +34,13 @@ bool ctl_keys_option(struct ctl_keys *keys, int option, const char *argument); /
 /* As client_new, with the keys in these files if they were given. */
 int ctl_connect(enum client_kind kind, const char *address, const struct ctl_keys *keys, struct client **ret_client,
 		struct error *err);
+
+/* A client of the control socket at address; NULL: that of the daemon of this user. */
+int ctl_connect_control(const char *address, const struct ctl_keys *keys, struct client **ret_client,
+			struct error *err);
+
+/* Print why a request was refused and return CTL_REFUSED; CTL_OK if it was not. */
+int ctl_refused(const char *name, const struct control *answer);
 
 /* Print "mamba2ctl NAME: text" to stderr and return status. */
 int ctl_fail(const char *name, int status, const struct error *error);

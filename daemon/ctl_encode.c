@@ -145,10 +145,11 @@ static int start(struct encoding *e, struct slot *slot, struct error *err)
 	const char *src = (const char *)in->data + e->read * (in->columns ? in->columns : 1) * dtype_size(in->dtype);
 
 	if (!dtype_is_float(in->dtype)) {
-		int rc = model_embed(e->model, in->dtype, src, rows, slot->rows, err);
+		struct error mistake;
 
-		if (rc)
-			return rc;
+		if (model_embed(e->model, in->dtype, src, rows, slot->rows, &mistake))
+			return error_set(err, mistake.code, "%s: from row %zu on: %s", e->arguments->in, e->read,
+					 mistake.text);
 	} else if (!dtype_widen(in->dtype, src, rows * hidden_size, slot->rows)) {
 		return error_set(err, ERR_FORMAT, "%s: a value in rows %zu to %zu is not finite", e->arguments->in,
 				 e->read, e->read + rows - 1);

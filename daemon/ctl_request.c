@@ -149,16 +149,18 @@ static int make_request(struct request *r, struct error *err)
 	return rc;
 }
 
-/* Print a refusal and return the exit status. */
-static int refused(const struct request *r, const struct control *answer)
+int ctl_refused(const char *name, const struct control *answer)
 {
 	const char *code = "internal", *text = "";
 	size_t code_size = strlen(code), text_size = 0;
 	struct error error;
+	bool ok = false;
 
+	if (!control_get_bool(answer, "ok", &ok, &error) && ok)
+		return CTL_OK;
 	control_get_bytes(answer, "code", &code, &code_size, &error);
 	control_get_bytes(answer, "message", &text, &text_size, &error);
-	fprintf(stderr, "mamba2ctl %s: refused (%.*s): %.*s\n", r->name, (int)code_size, code, (int)text_size, text);
+	fprintf(stderr, "mamba2ctl %s: refused (%.*s): %.*s\n", name, (int)code_size, code, (int)text_size, text);
 	return CTL_REFUSED;
 }
 
@@ -166,28 +168,26 @@ static int refused(const struct request *r, const struct control *answer)
 static int write_state(const struct request *r, const char *path, const struct control *answer)
 {
 	const char *bytes = NULL;
-	size_t size = 0;
+	size_t size = 0, written;
 	struct error error;
 	FILE *file;
 
 	if (control_get_bytes(answer, "state", &bytes, &size, &error))
 		return ctl_fail(r->name, CTL_FAILED, &error);
 	file = fopen(path, "we");
-	if (!file || fwrite(bytes, 1, size, file) != size || fclose(file)) {
+	written = file ? fwrite(bytes, 1, size, file) : 0;
+	if (!file || fclose(file) || written != size) {
 		error_system(&error, "%s", path);
 		return ctl_fail(r->name, CTL_FAILED, &error);
 	}
-	printf("%zu bytes written to %s\n", size, path);
+	printf(r->json ? "{\"ok\": true, \"bytes\": %zu}\n" : "%zu bytes written\n", size);
 	return CTL_OK;
 }
 
 static int show(const struct request *r, const struct control *answer)
 {
-	struct error error;
-	bool ok = false;
-
-	if (control_get_bool(answer, "ok", &ok, &error) || !ok)
-		return refused(r, answer);
+	if (ctl_refused(r->name, answer))
+		return CTL_REFUSED;
 	for (size_t i = 0; i < ARGUMENTS_MAX; i++)
 		if (commands[r->command].argument[i].kind == FILE_OUT)
 			return write_state(r, r->value[i], answer);
@@ -198,10 +198,19 @@ static int show(const struct request *r, const struct control *answer)
 	return CTL_OK;
 }
 
+int ctl_connect_control(const char *address, const struct ctl_keys *keys, struct client **ret_client,
+			struct error *err)
+{
+	char own[256];
+
+	if (!address && runtime_find_control(own, sizeof own, err))
+		return err->code;
+	return ctl_connect(CLIENT_CONTROL, address ? address : own, keys, ret_client, err);
+}
+
 int ctl_request(int argc, char **argv)
 {
 	struct request r;
-	char own[256];
 	struct control answer;
 	struct client *client = NULL;
 	struct error error;
@@ -213,9 +222,7 @@ int ctl_request(int argc, char **argv)
 		free(r.bytes);
 		return ctl_fail(r.name, CTL_USAGE, &error);
 	}
-	if (!r.address && !runtime_find_control(own, sizeof own, &error))
-		r.address = own;
-	if (!r.address || ctl_connect(CLIENT_CONTROL, r.address, &r.keys, &client, &error) ||
+	if (ctl_connect_control(r.address, &r.keys, &client, &error) ||
 	    client_request(client, r.bytes, r.size, commands[r.command].timeout_ms, &answer, &error))
 		rc = ctl_fail(r.name, error.code == REFUSED_DENIED ? CTL_REFUSED : CTL_NO_DAEMON, &error);
 	else

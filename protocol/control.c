@@ -168,6 +168,104 @@ int control_get_bytes(const struct control *control, const char *key, const char
 	return 0;
 }
 
+static bool is_number(const struct wire_value *value, double *ret_number)
+{
+	switch (value->type) {
+	case WIRE_UINT:
+		*ret_number = (double)value->uint;
+		return true;
+	case WIRE_INT:
+		*ret_number = (double)value->negative;
+		return true;
+	case WIRE_FLOAT:
+		*ret_number = value->real;
+		return true;
+	default:
+		return false;
+	}
+}
+
+int control_get_number(const struct control *control, const char *key, double *value, struct error *err)
+{
+	struct wire_reader reader;
+	struct wire_value found;
+
+	if (!wire_find(control->map, key, &reader))
+		return 0;
+	found = wire_next(&reader);
+	return is_number(&found, value) ? 0 : wrong_type(key, &found, "a number", err);
+}
+
+int control_get_map(const struct control *control, const char *key, struct control *map, struct error *err)
+{
+	static const unsigned char empty = 0x80;
+	struct wire_reader reader = wire_reader(&empty, 1), ahead;
+	struct wire_value found;
+
+	wire_find(control->map, key, &reader);
+	ahead = reader;
+	found = wire_next(&ahead);
+	if (found.type != WIRE_MAP)
+		return wrong_type(key, &found, "a map", err);
+	map->map = reader;
+	return 0;
+}
+
+int control_get_numbers(const struct control *control, const char *key, double *values, size_t max, size_t *n,
+			struct error *err)
+{
+	struct wire_reader reader;
+	struct wire_value found;
+	double number = 0;
+
+	if (!wire_find(control->map, key, &reader))
+		return 0;
+	found = wire_next(&reader);
+	if (found.type != WIRE_ARRAY)
+		return wrong_type(key, &found, "an array", err);
+	*n = found.count;
+	for (size_t i = 0; i < *n; i++) {
+		found = wire_next(&reader);
+		if (!is_number(&found, &number))
+			return wrong_type(key, &found, "a number in its array", err);
+		if (i < max)
+			values[i] = number;
+	}
+	return 0;
+}
+
+int control_get_maps(const struct control *control, const char *key, struct wire_reader *reader, size_t *n,
+		     struct error *err)
+{
+	struct wire_reader found, ahead;
+	struct wire_value value;
+
+	if (!wire_find(control->map, key, &found))
+		return 0;
+	value = wire_next(&found);
+	if (value.type != WIRE_ARRAY)
+		return wrong_type(key, &value, "an array", err);
+	*n = value.count;
+	*reader = ahead = found;
+	for (size_t i = 0; i < *n; i++) {
+		struct wire_reader item = ahead;
+
+		value = wire_next(&item);
+		if (value.type != WIRE_MAP)
+			return wrong_type(key, &value, "a map in its array", err);
+		wire_skip(&ahead);
+	}
+	return 0;
+}
+
+struct control control_next(struct wire_reader *reader)
+{
+	const struct control item = { .map = *reader };
+
+	wire_skip(reader);
+	return item;
+}
+
 bool control_has(const struct control *control, const char *key)
 {
 	struct wire_reader reader;

@@ -59,6 +59,17 @@ int control_get_bool(const struct control *control, const char *key, bool *value
 int control_get_uint(const struct control *control, const char *key, uint64_t *value, struct error *err);
 int control_get_bytes(const struct control *control, const char *key, const char **data, size_t *size,
 		      struct error *err);
+int control_get_number(const struct control *control, const char *key, double *value, struct error *err);
+int control_get_map(const struct control *control, const char *key, struct control *map, struct error *err); /* empty */
+
+/* The value of a key is an array: of numbers, of which up to max are stored and *n counted, or of maps. */
+int control_get_numbers(const struct control *control, const char *key, double *values, size_t max, size_t *n,
+			struct error *err);
+
+/* Walk the maps of an array: *n items from *reader on, of which control_next takes one. */
+int control_get_maps(const struct control *control, const char *key, struct wire_reader *reader, size_t *n,
+		     struct error *err);
+struct control control_next(struct wire_reader *reader);
 bool control_has(const struct control *control, const char *key);
 
 /* Whether the key's value is a string equal to text: for cmd. */

@@ -1,11 +1,18 @@
 """mamba2ctl: whole recordings without a daemon, and the commands that speak to one."""
+import contextlib
 import json
+import os
+import pty
+import re
+import signal
 import subprocess
+import threading
 
 import numpy as np
 import pytest
+import zmq
 
-from harness import CASES, MAMBA2CTL, Peer, Relay, Subscriber, relative_error, same_bytes
+from harness import CASES, MAMBA2CTL, ROOT, Peer, Relay, Subscriber, pack, relative_error, same_bytes
 
 CASE, WINDOW = "seed-46032", 8
 
@@ -76,7 +83,8 @@ def test_encode_refuses_what_it_cannot_read_and_leaves_no_file(golden, npy, tmp_
     for path in bad:
         assert path.name in ctl("encode", "--model", want.folder, path, out, status=1).stderr
         assert not out.exists()
-    assert "token" in ctl("encode", "--model", want.folder, npy(np.array([want.vocab_size])), out, status=1).stderr
+    told = ctl("encode", "--model", want.folder, npy(np.array([want.vocab_size]), "tokens.npy"), out, status=1).stderr
+    assert "token" in told and "tokens.npy" in told
     assert not out.exists()
     ctl("encode", "--model", tmp_path, npy(want.rows), out, status=1)
     ctl("encode", "--model", want.folder, npy(want.rows), tmp_path / "no" / "out.npy", status=1)
@@ -84,7 +92,8 @@ def test_encode_refuses_what_it_cannot_read_and_leaves_no_file(golden, npy, tmp_
 
 def test_wrong_usage():
     for arguments in ([], ["explode"], ["encode"], ["encode", "--model", "x", "in.npy"], ["encode", "--window", "0"],
-                      ["send", "stream"], ["recv", "--count", "x"], ["status", "x"], ["close"]):
+                      ["send", "stream"], ["recv", "--count", "x"], ["recv", "-o", "out.npy"], ["status", "x"],
+                      ["close"], ["top", "--interval", "0"], ["top", "--count", "x"]):
         ctl(*arguments, status=2)
     assert "encode" in ctl("--help").stdout
     assert ctl("--version").stdout
@@ -174,3 +183,171 @@ def test_recv_prints(daemon, golden, short_path):
         line = process.stdout.readline()
     for word in ("0x72656c61796564ff", "pos 0", "rows 8", "end"):
         assert word in line
+
+
+class Published:
+    """A publish socket of our own, to say things that a daemon hardly would."""
+
+    def __init__(self, short_path):
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.XPUB)
+        self.address = f"ipc://{short_path}/pub"
+        self.socket.bind(self.address)
+
+    def hidden(self, stream, pos, rows, epoch=0):
+        header = {"v": 1, "type": "hidden", "epoch": epoch, "pos": pos, "shape": rows.shape, "dtype": "float32"}
+        self.socket.send_multipart([stream, pack(header), rows.tobytes()])
+
+    def closed(self, stream, pos):
+        self.socket.send_multipart([stream, pack({"v": 1, "type": "event", "event": "closed", "epoch": 0, "pos": pos})])
+
+    def recv(self, out, stream, say, status):
+        """What `mamba2ctl recv -o` makes of it: stdout and stderr."""
+        with subprocess.Popen([MAMBA2CTL, "recv", "--publish", self.address, "-o", out, stream], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert self.socket.poll(60000)
+            self.socket.recv()
+            say()
+            told = process.communicate(timeout=60)
+        assert process.returncode == status, told
+        return told
+
+
+@pytest.fixture
+def published(short_path):
+    published = Published(short_path)
+    yield published
+    published.context.destroy(0)
+
+
+@pytest.fixture
+def rows():
+    return np.arange(400, dtype=np.float32).reshape(100, 4)
+
+
+def test_recv_leaves_room_for_what_was_missed(published, rows, tmp_path):
+    """Each row where its position says; those that come again count once, and other streams not at all."""
+    def say():
+        published.hidden(b"s", 10, rows[10:20])
+        published.hidden(b"s-too", 20, rows[:30])
+        published.hidden(b"s", 15, rows[15:25])
+        published.hidden(b"s", 15, rows[15:18])
+        published.hidden(b"s", 40, rows[40:50])
+        published.closed(b"s-too", 30)
+        published.closed(b"s", 50)
+    told = published.recv(tmp_path / "out.npy", "s", say, status=1)
+    got, want = np.load(tmp_path / "out.npy"), rows[10:50].copy()
+    want[15:30] = np.nan
+    assert np.array_equal(got, want, equal_nan=True)
+    assert "40 rows from position 10 on" in told[0] and "15 rows were missed" in told[1]
+
+
+def test_recv_of_last_rows(published, rows, tmp_path):
+    """Where only the last row of each window is published, the others are not missing."""
+    def say():
+        for pos in (7, 15, 23, 39):
+            published.hidden(b"s", pos, rows[pos:pos + 1])
+        published.closed(b"s", 40)
+    told = published.recv(tmp_path / "out.npy", "s", say, status=1)
+    got = np.load(tmp_path / "out.npy")
+    assert np.array_equal(got[[0, 1, 2, 4]], rows[[7, 15, 23, 39]]) and np.isnan(got[3]).all() and len(got) == 5
+    assert "1 rows were missed" in told[1]
+
+
+def test_recv_ends_where_the_stream_begins_anew(published, rows, tmp_path):
+    def say():
+        published.hidden(b"s", 0, rows[:30])
+        published.hidden(b"s", 0, rows[50:], epoch=1)
+    told = published.recv(tmp_path / "out.npy", "s", say, status=1)
+    assert same_bytes(np.load(tmp_path / "out.npy"), rows[:30]) and "began anew" in told[1]
+
+
+# --- top, help, completion -------------------------------------------------------------------------------------------
+
+def test_top(daemon, golden):
+    """Rates of what is going on, as JSON and as text."""
+    rows, stop = np.tile(golden(CASE).rows, (20, 1)), threading.Event()
+
+    def feed():
+        peer = Peer(daemon)
+        for turn in range(10 ** 6):
+            peer.data(b"busy/1", rows[:200])
+            peer.data(b"busy/2", rows[:20])
+            peer.ack(b"busy/2", next=20 * turn + 20)
+            if stop.wait(0.01):
+                break
+        peer.close()
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        lines = ctl("top", "--control", daemon.control, "--json", "--count", 2, "--interval", 0.5, "busy/").stdout
+        text = ctl("top", "--control", daemon.control, "--count", 1, "--interval", 0.5, "busy/").stdout
+    finally:
+        stop.set()
+        thread.join()
+    shown = [json.loads(line) for line in lines.splitlines()]
+    assert len(shown) == 2
+    for now in shown:
+        assert now["state"] == "serving" and now["rows_in_per_s"] > 0 and now["windows_per_s"] > 0
+        assert 0 < now["latency_p50_s"] <= now["latency_p90_s"] <= now["latency_p99_s"]
+        assert now["batch_fill"] > 0 and now["streams_on_device"] >= 2 and now["resident_bytes"] > 1 << 20
+    busiest = shown[1]["busiest"]
+    assert [s["stream"] for s in busiest] == ["busy/1", "busy/2"]
+    assert busiest[0]["rows_per_s"] > busiest[1]["rows_per_s"] > 0
+    for word in ("rows/s", "latency", "batches", "memory", "for credit", "busy/1"):
+        assert word in text
+
+
+def test_top_on_a_terminal_leaves_it_as_it_was(daemon):
+    """An interrupt ends it well, and the cursor and the screen come back."""
+    master, slave = pty.openpty()
+    with subprocess.Popen([MAMBA2CTL, "top", "--control", daemon.control, "--interval", "0.1"], stdin=slave,
+                          stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        seen = b""
+        while b"rows/s" not in seen:
+            seen += os.read(master, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(master, 65536):
+                seen += part
+        assert process.wait(60) == 0
+    os.close(master)
+    assert seen.startswith(b"\x1b[?1049h") and seen.endswith(b"\x1b[?25h\x1b[?1049l")
+
+
+def test_help_teaches_every_command():
+    commands = re.findall(r"^  ([a-z]+)\b", ctl("--help").stdout.split("Exit status")[0], re.MULTILINE)
+    assert len(commands) > 15
+    for command in commands:
+        text = ctl(command, "--help").stdout
+        assert text.startswith(f"Usage: mamba2ctl {command}") and f"mamba2ctl {command}" in text.split("Example")[1]
+        assert ctl("help", command).stdout == text
+
+
+def complete(daemon, line):
+    """What bash proposes behind this line."""
+    script = (f"PATH={os.path.dirname(MAMBA2CTL)}:$PATH; source {ROOT}/etc/bash-completion/mamba2ctl; "
+              'compopt() { :; }; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mamba2ctl; printf "%s\\n" "${COMPREPLY[@]}"')
+    words = line.replace("CONTROL", daemon.control).split(" ")
+    return subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=True,
+                          timeout=60).stdout.split()
+
+
+def test_completion(daemon, golden):
+    peer = Peer(daemon)
+    for stream in (b"tab-one", b"tab-two", b"other"):
+        peer.data(stream, golden(CASE).rows)
+        peer.ack(stream, next=1)
+    commands = complete(daemon, "mamba2ctl ")
+    assert set(re.findall(r"^  ([a-z]+)\b", ctl("--help").stdout.split("Exit status")[0], re.MULTILINE)) <= set(commands)
+    assert complete(daemon, "mamba2ctl sna") == ["snapshot"]
+    assert sorted(complete(daemon, "mamba2ctl close --control CONTROL tab-")) == ["tab-one", "tab-two"]
+    assert complete(daemon, "mamba2ctl export --json --control CONTROL tab-o") == ["tab-one"]
+    assert "--interval" in complete(daemon, "mamba2ctl top --i")
+    options = r"(?<![\w-])--[a-z][a-z-]*"
+    for command in commands:
+        if command.isalpha() and command != "help":
+            want = set(re.findall(options, ctl(command, "--help").stdout.split("Example")[0]))
+            assert set(complete(daemon, f"mamba2ctl {command} --")) - {"--help"} == want
