@@ -168,11 +168,28 @@ static uint64_t resident_bytes(void)
 	return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+/* Caches that moved from a device's memory to the host's. */
+static size_t caches_on_host(const struct server *server)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < server->n_lanes; i++) {
+		struct device *device = server->lanes[i].device;
+		struct cache_counts counts = { .host = 0 };
+
+		if (device->backend->cache_counts)
+			device->backend->cache_counts(device, &counts);
+		n += counts.host;
+	}
+	return n < server->streams.n ? n : server->streams.n;
+}
+
 static void look_up(struct server *server)
 {
 	struct metrics *m = &server->metrics;
 
-	m->streams[PLACE_DEVICE] = server->streams.n;
+	m->streams[PLACE_HOST] = caches_on_host(server);
+	m->streams[PLACE_DEVICE] = server->streams.n - m->streams[PLACE_HOST];
 	m->streams[PLACE_DISK] = server->saved.n;
 	m->peers = server->peers.n;
 	m->devices = server->n_lanes;
