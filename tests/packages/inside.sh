@@ -34,23 +34,27 @@ $example/publish.py --ingest tcp://127.0.0.1:5701 --speed 0
 wait $!
 cat /trial/ecg/log
 
-say "a group that a drop-in names may use the ipc sockets, others may not"
+say "a group may use the ipc sockets where drop-in and configuration say so, others may not"
 groupadd sensors
 useradd --groups sensors sensor
+cp /etc/mamba2d/mamba2d.yaml /trial
+printf 'security:\n  ipc_mode: "0660"\n' >>/etc/mamba2d/mamba2d.yaml
 mkdir -p /etc/systemd/system/mamba2d.service.d
-printf '[Service]\nGroup=sensors\nUMask=0007\n' >/etc/systemd/system/mamba2d.service.d/group.conf
+printf '[Service]\nGroup=sensors\n' >/etc/systemd/system/mamba2d.service.d/group.conf
 systemctl daemon-reload
 systemctl restart mamba2d
-runuser -u sensor -- mamba2ctl status --control ipc:///run/mamba2d/control | grep ^state
-if timeout 2 runuser -u nobody -- mamba2ctl status --control ipc:///run/mamba2d/control; then
+runuser -u sensor -- mamba2ctl status --control ipc:///run/mamba2d/control | grep '^state '
+if runuser -u nobody -- mamba2ctl status --control ipc:///run/mamba2d/control; then
 	exit 1
 fi
+cp /trial/mamba2d.yaml /etc/mamba2d
 rm -r /etc/systemd/system/mamba2d.service.d
 systemctl daemon-reload
 systemctl restart mamba2d
 
 say "a second instance, and a changed configuration"
-sed 's/570/580/; s,/var/lib/mamba2d,/var/lib/mamba2d-second,' /etc/mamba2d/mamba2d.yaml >/etc/mamba2d/second.yaml
+sed 's/570/580/; s/:9464/:9465/; s,/var/lib/mamba2d,/var/lib/mamba2d-second,' /etc/mamba2d/mamba2d.yaml \
+	>/etc/mamba2d/second.yaml
 systemctl start mamba2d@second
 echo '# changed here' >>/etc/mamba2d/mamba2d.yaml
 /usr/bin/python3 -c 'import numpy; numpy.save("/trial/rows.npy", numpy.ones((1000, 64), "f4"))'
