@@ -118,6 +118,14 @@ def test_the_sizing_table_is_computed():
         assert streams == 2 ** 30 // cache
 
 
+def test_the_operations_guide_knows_metrics_and_alerts():
+    """Every alert is explained, and every metric that is named there exists."""
+    guide = read(DOC, "operations.md")
+    alerts = re.findall(r"- alert: (\w+)", read("etc/mamba2d-alerts.yml"))
+    assert len(alerts) > 5 and re.findall(r"^- \*\*(Mamba2d\w+)\*\*:", guide, re.MULTILINE) == alerts
+    assert set(re.findall(r"mamba2d_\w+", guide)) <= set(re.findall(r"mamba2d_\w+", read("daemon/metrics.c")))
+
+
 @pytest.fixture(scope="module")
 def ecg():
     daemon = Daemon(ECG)
