@@ -23,6 +23,11 @@ void generations_add(struct generations *generations, const struct generation *n
 	generations->item[generations->n++] = *newest;
 }
 
+uint64_t generations_surplus(const struct generations *generations)
+{
+	return generations->n < GENERATIONS_MAX ? 0 : generations->item[GENERATIONS_MAX / 2].number;
+}
+
 void generations_learn(struct generations *generations, const struct generation *known)
 {
 	for (size_t i = 0; i < generations->n; i++) {
@@ -87,7 +92,7 @@ void generations_doom(struct generations *generations, const struct generation *
 			     !next_confirmed(generations, older, i, newest->epoch, got));
 		left -= doomed[i];
 	}
-	for (size_t i = 0; i < older; i++) {
+	for (size_t i = older; i-- > 0;) {
 		generations->item[i].doomed = doomed[i] || left >= GENERATIONS_MAX;
 		left -= !doomed[i] && left >= GENERATIONS_MAX;
 	}

@@ -11,7 +11,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifndef GENERATIONS_MAX /* fewer in a test */
 #define GENERATIONS_MAX 12
+#endif
 #define GENERATIONS_KEEP_MAX 6 /* state.keep; there are others beside them, see generations_doom */
 
 struct generation {
@@ -29,6 +31,10 @@ struct generations {
 
 /* Put a newly written generation behind the others; there must be room, which generations_doom sees to. */
 void generations_add(struct generations *generations, const struct generation *newest);
+
+/* Found at start: the number of the one that has to go before there is room for another; 0: there is room. */
+uint64_t generations_surplus(const struct generations *generations);
+
 void generations_learn(struct generations *generations, const struct generation *known); /* one that was read */
 void generations_remove(struct generations *generations, uint64_t number);
 
@@ -44,7 +50,8 @@ uint64_t generations_durable(const struct generations *generations, uint64_t epo
  * - the newest confirmed one of its epoch, on which `durable` rests;
  * - of the others the one that will be confirmed first, so that `durable` moves on however far the peer lags;
  * - those that are not known: an earlier run of the daemon may have promised any of them.
- * Where all that leaves no room, the oldest go: after several runs in which the peer was not heard of.
+ * Where all that leaves no room, after several runs in which the peer was not heard of, the latest of those runs go: what
+ * the peer was promised is in the first of them.
  */
 void generations_doom(struct generations *generations, const struct generation *newest, size_t keep, bool reply,
 		      uint64_t got);

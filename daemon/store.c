@@ -302,6 +302,7 @@ static int report(int folder, const struct found *files, size_t n, store_found *
 		struct generations generations = { .n = 0 };
 		const char *key = files[i].key;
 		bool closed = false;
+		uint64_t surplus;
 		char name[FILE_NAME];
 		int rc;
 
@@ -309,10 +310,11 @@ static int report(int folder, const struct found *files, size_t n, store_found *
 			closed |= files[i].closed;
 			if (files[i].closed)
 				continue;
-			if (generations.n == GENERATIONS_MAX) { /* more than there ever are */
-				state_name(key, generations.item[0].number, name);
+			surplus = generations_surplus(&generations);
+			if (surplus) { /* killed again and again between a write and the removals behind it */
+				state_name(key, surplus, name);
 				unlinkat(folder, name, 0);
-				generations_remove(&generations, generations.item[0].number);
+				generations_remove(&generations, surplus);
 			}
 			generations_add(&generations, &(struct generation){ .number = files[i].number });
 		}

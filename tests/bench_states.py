@@ -86,6 +86,15 @@ class Load:
             ticks = file.read().rsplit(")", 1)[1].split()[11:13]
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
+    def store_time(self):
+        """Processor time of the thread that writes states."""
+        folder = f"/proc/{self.daemon.process.pid}/task"
+        for thread in os.listdir(folder):
+            with open(f"{folder}/{thread}/comm") as name, open(f"{folder}/{thread}/schedstat") as times:
+                if name.read().strip() == "store":
+                    return int(times.read().split()[0]) / 1e9
+        return 0
+
     def turn(self, seconds):
         """Let the daemon work for so long; returns the time, its processor time and the rows that came back."""
         used, rows = self.processor_time(), 0
@@ -132,8 +141,9 @@ def bench_saving(options, model, folder):
     for daemon in (without, keeping):
         daemon.process.send_signal(signal.SIGCONT)
     states = keeping.ask("status")["states"]
-    print(f"{states['written']} states written, {states['written_bytes'] / states['written'] / 1e6:.1f} MB each, "
-          f"{states['write_s'] / states['written'] * 1e3:.1f} ms each, {states['errors']} errors")
+    print(f"{states['written']} states written, {states['written_bytes'] / states['written'] / 1e6:.1f} MB and "
+          f"{loads[1].store_time() / states['written'] * 1e3:.1f} ms of the store's processor time each, "
+          f"{states['errors']} errors")
     print("rows/s, with over without:", spread(speeds))
     print("processor time a row, with over without:", spread(efforts))
     for daemon in (without, keeping):
@@ -171,7 +181,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--interval", type=float, default=30)
-    parser.add_argument("--turn", type=float, default=1.5)
+    parser.add_argument("--turn", type=float, default=0.5)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--files", type=int, default=10000)
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))

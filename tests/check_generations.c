@@ -12,7 +12,7 @@
 
 #define WINDOW 2
 #define ROWS_MAX 7           /* of the stream in the model */
-#define UNHEARD_MAX 2        /* runs of the daemon in a row in which the peer does not open its stream */
+#define UNHEARD_MAX 6        /* runs of the daemon in a row in which the peer does not open its stream */
 #define STATES_MAX (1u << 21) /* of the model, at most looked at */
 
 /* What is on disk is what is in `disk`; all numbers are small, so that states can be compared as bytes. */
@@ -211,10 +211,12 @@ static void kill_it(struct world *world, bool new_one, bool old_ones, bool data)
 	if (new_one && !old_ones) {
 		written(world);
 	} else if (new_one) {
+		struct generations generations = real(world);
+
+		if (world->n == GENERATIONS_MAX)
+			remove_item(world, generations_surplus(&generations) - 1);
 		world->n++;
 		world->writing = 0;
-		if (world->n > GENERATIONS_MAX)
-			remove_item(world, 0);
 	}
 	world->unheard = (unsigned char)(data ? world->unheard + 1 : 0);
 	crash(world);
@@ -386,9 +388,9 @@ START_TEST(examples)
 	assert_doomed(3, (unsigned[]){ 10, 20, 30 }, 40, 1, 40, "xxx");
 	assert_doomed(3, (unsigned[]){ 0, 0, 30 }, 40, 2, 5, "...");  /* an earlier run may have promised any */
 	assert_doomed(3, (unsigned[]){ 0, 0, 30 }, 40, 2, 30, "xx.");
-	assert_doomed(10, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, "..........");
-	assert_doomed(11, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, "x.........."); /* too many */
-	assert_doomed(12, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, "xx..........");
+	assert_doomed(5, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, ".....");
+	assert_doomed(6, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, "....x."); /* too many */
+	assert_doomed(7, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, "....xx.");
 	assert_doomed(4, (unsigned[]){ 10, 80, 90, 20 }, 30, 2, 15, "..x."); /* they need not be in order */
 	assert_doomed(4, (unsigned[]){ 10, 80, 20, 30 }, 40, 2, 15, ".x..");
 	assert_doomed(3, (unsigned[]){ 10, 10, 30 }, 40, 2, 5, "x..");  /* of two alike, the one that reaches farther */
@@ -412,6 +414,34 @@ START_TEST(lives)
 	generations.item[0].known = false; /* it may be of the same life */
 	generations_doom(&generations, &newest, 2, true, 0);
 	ck_assert(!generations.item[0].doomed && generations.item[1].doomed);
+}
+END_TEST
+
+/* Runs in which the peer is not heard of: whatever they save, and however they end, the first state stays. */
+START_TEST(what_was_promised_outlasts_runs_without_the_peer)
+{
+	struct generations generations = given(1, (unsigned[]){ 10 });
+	uint64_t number = 1, surplus;
+
+	for (unsigned run = 0; run < 20; run++) {
+		for (size_t i = 0; i < generations.n; i++)
+			generations.item[i].known = false;
+		for (unsigned save = 0; save < 3; save++) {
+			struct generation newest = { .number = ++number, .known = true, .emitted = number * 10 };
+			bool killed = run % 2 && save == 2; /* between the write and the removals */
+
+			generations_doom(&generations, &newest, 2, true, 10);
+			for (size_t i = generations.n; i-- > 0 && !killed;)
+				if (generations.item[i].doomed)
+					generations_remove(&generations, generations.item[i].number);
+			generations_spare(&generations);
+			while ((surplus = generations_surplus(&generations)))
+				generations_remove(&generations, surplus);
+			generations_add(&generations, &newest);
+		}
+		ck_assert_uint_eq(generations.item[0].number, 1);
+		ck_assert_uint_eq(generations.item[generations.n - 1].number, number);
+	}
 }
 END_TEST
 
@@ -459,6 +489,7 @@ int main(void)
 	tcase_set_timeout(tcase, 120);
 	tcase_add_test(tcase, examples);
 	tcase_add_test(tcase, lives);
+	tcase_add_test(tcase, what_was_promised_outlasts_runs_without_the_peer);
 	tcase_add_test(tcase, without_reply);
 	tcase_add_test(tcase, durable_moves_on_though_the_peer_lags);
 	tcase_add_loop_test(tcase, nothing_is_lost_in_any_order, 0, 6);

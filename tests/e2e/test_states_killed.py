@@ -108,6 +108,30 @@ def test_killed_at_any_instant(daemons, feeds, random, settings, tmp_path):
           f"{sum(feed.have for feed in finished)} rows, {sum(feed.repeats for feed in finished)} came again")
 
 
+def test_runs_in_which_rows_come_and_no_open(daemons, rows, want, tmp_path):
+    """What they save does not push out what was promised before."""
+    daemon = daemons(CASE, window=WINDOW, **{"state.dir": str(tmp_path), "state.interval": 60})
+    peer = Peer(daemon)
+    peer.open(b"unheard")
+    peer.data(b"unheard", rows[:20], flush=True)
+    assert same_bytes(peer.hidden(b"unheard", 0, 20), want[0][:20])
+    peer.header(b"unheard", type="flush", got=20)
+    assert daemon.ask("snapshot")["ok"]
+    peer.ack(b"unheard", durable=20)
+    reached = 20
+    for _ in range(5):
+        daemon.kill()
+        daemon.start()
+        peer = Peer(daemon)
+        for _ in range(4):
+            peer.data(b"unheard", rows[reached:reached + 20], pos=reached, flush=True)
+            reached += 20
+            peer.ack(b"unheard", done=reached)
+            assert daemon.ask("snapshot", stream=b"unheard")["ok"]
+    ack = Peer(daemon).open(b"unheard", **{"from": 30})
+    assert ack.next >= 20 and ack.durable >= 20
+
+
 @pytest.mark.parametrize("settings", [{}, {"streams.max": 4}], ids=lambda settings: " ".join(settings) or "defaults")
 def test_terminated_at_any_instant(daemons, feeds, random, settings, tmp_path):
     """SIGTERM: what was accepted is emitted and saved, so nothing comes again, to producers or to consumers."""
