@@ -3,10 +3,12 @@ import contextlib
 import ctypes
 import glob
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -72,9 +74,22 @@ def start(golden, manager):
         daemon.close()
 
 
+def rest(thread):
+    """Wait until a thread sleeps and is not woken any more: it then holds nothing that others wait for."""
+    before = None
+    while True:
+        with open(f"/proc/{thread}/status") as f:
+            now = re.findall(r"^(?:State|\w*_ctxt_switches):\s*(.*)$", f.read(), re.MULTILINE)
+        if now == before and now[0].startswith("S"):
+            return
+        before = now
+        time.sleep(0.5)
+
+
 @contextlib.contextmanager
 def stopped(thread):
     """Stop one thread as a debugger does."""
+    rest(thread)
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
     if ptrace(PTRACE_SEIZE, thread, None, None):
@@ -109,6 +124,17 @@ def test_ready_status_stopping(golden, manager, start):
     stopping = next(message for message in manager.rest() if "STOPPING" in message)
     assert int(stopping["EXTEND_TIMEOUT_USEC"]) >= 40e6
     assert not [message for message in manager.heard if "WATCHDOG" in message], "nobody asked for it"
+
+
+def test_a_reload_is_announced_and_ends(manager, start):
+    """With the time at which it began, so that systemd knows which reload it is."""
+    daemon = start()
+    manager.wait("READY", "1")
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    daemon.terminate(signal.SIGHUP)
+    reloading = manager.wait("RELOADING", "1")
+    assert before <= int(reloading["MONOTONIC_USEC"]) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    manager.wait("READY", "1")
 
 
 def test_a_daemon_that_cannot_start_is_never_ready(manager, start):

@@ -32,6 +32,9 @@ systemctl start mamba2d
 mamba2ctl status | grep -E '^(state|window|device)'
 journalctl -u mamba2d -o cat --no-pager | grep -x ready
 
+say "metrics are there"
+bash -c 'exec 3<>/dev/tcp/127.0.0.1/9464 && printf "GET /readyz HTTP/1.0\r\n\r\n" >&3 && cat <&3' | grep -x ready
+
 say "the status has live figures"
 mamba2ctl send s /trial/rows.npy
 until_true status_has 'serving 1 streams'
@@ -41,6 +44,19 @@ say "refusals have fields in the journal"
 mamba2ctl send narrow /trial/narrow.npy || [ $? = 4 ]
 until_true sh -c 'journalctl -u mamba2d STREAM=narrow CODE=bad_shape -o cat --no-pager | grep refused'
 journalctl -u mamba2d STREAM=narrow -o json-pretty --no-pager | grep -E '"(STREAM|CODE|MESSAGE|PRIORITY)"'
+
+say "reload applies what is live, and says what is not"
+sed -i 's/idle_timeout: 600/idle_timeout: 700/; s/window: .*/window: 128/' /etc/mamba2d/mamba2d.yaml
+systemctl reload mamba2d
+journalctl -u mamba2d -o cat --no-pager | grep -i -E 'idle_timeout|window' | tail -n 3
+[ "$(property ActiveState)" = active ]
+echo 'nonsense: 1' >>/etc/mamba2d/mamba2d.yaml
+if systemctl reload mamba2d; then
+	exit 1
+fi
+[ "$(property ActiveState)" = active ]
+mamba2ctl status | grep -E '^(state|window) '
+sed -i '/nonsense/d; s/window: .*/window: 256/' /etc/mamba2d/mamba2d.yaml
 
 say "SIGTERM keeps states"
 systemctl restart mamba2d
