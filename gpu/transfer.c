@@ -4,6 +4,7 @@
 #include "gpu/transfer.h"
 
 #define LONG_RUN ((size_t)128 << 10) /* bytes, on average: a copy engine takes about a microsecond to begin with one */
+#define FEW_RUNS 2                   /* that go by copy engine however short: a kernel has to ask the host where they lie */
 
 /* Where row r lies on the host. */
 typedef const char *place(const struct row_view *rows, size_t r);
@@ -28,13 +29,13 @@ static size_t run_end(const struct row_view *rows, size_t n, size_t from, place 
 	return to;
 }
 
-static bool runs_are_long(const struct row_view *rows, size_t n, place *at, size_t row_bytes)
+static bool runs_suit_engines(const struct row_view *rows, size_t n, place *at, size_t row_bytes)
 {
 	size_t runs = 0;
 
 	for (size_t from = 0; from < n; from = run_end(rows, n, from, at, row_bytes))
 		runs++;
-	return n * row_bytes >= runs * LONG_RUN;
+	return runs <= FEW_RUNS || n * row_bytes >= runs * LONG_RUN;
 }
 
 cudaError_t transfer_in(const struct row_view *rows, size_t n, int hidden, int cols, float *input, cudaStream_t stream)
@@ -42,7 +43,7 @@ cudaError_t transfer_in(const struct row_view *rows, size_t n, int hidden, int c
 	size_t row_bytes = (size_t)hidden * sizeof(float), pitch = (size_t)cols * sizeof(float);
 	cudaError_t status = cudaSuccess;
 
-	if (!runs_are_long(rows, n, place_in, row_bytes))
+	if (!runs_suit_engines(rows, n, place_in, row_bytes))
 		return rows_gather(rows, n, hidden, cols, input, stream);
 	for (size_t from = 0, to; from < n && status == cudaSuccess; from = to) {
 		to = run_end(rows, n, from, place_in, row_bytes);
@@ -58,7 +59,7 @@ cudaError_t transfer_out(const struct scatter *scatter, const int *planes, const
 	size_t row_bytes = scatter->row_bytes;
 	cudaError_t status = cudaSuccess;
 
-	if (!runs_are_long(rows, n, place_out, row_bytes))
+	if (!runs_suit_engines(rows, n, place_out, row_bytes))
 		return rows_scatter(scatter, rows, n, stream);
 	for (size_t from = 0, to; from < n && status == cudaSuccess; from = to) {
 		to = run_end(rows, n, from, place_out, row_bytes);

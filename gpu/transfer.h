@@ -1,6 +1,7 @@
 /*
- * A batch's rows on their way between the host's windows and the device.  Runs of rows that lie side by side and are
- * long go through the copy engines, which leave the processors to the batch that computes; a kernel moves all others.
+ * A batch's rows on their way between the host's windows and the device.  Runs of rows that lie side by side, if they
+ * are long or very few, go through the copy engines, which leave the processors to the batch that computes; a kernel
+ * moves all others.
  */
 #ifndef GPU_TRANSFER_H
 #define GPU_TRANSFER_H
