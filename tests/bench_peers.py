@@ -8,7 +8,8 @@ times: milliseconds of a forward pass of S streams x L rows with caches carried 
 rows from and to host memory with two passes under way; theirs starts and ends in device memory.  transformers takes its
 fast path where mamba-ssm and causal-conv1d can be imported, and plain PyTorch elsewhere; which one is printed.
 ssd: one layer of mamba-ssm's Triton kernels (mamba_chunk_scan_combined with initial and final states, the best of its
-chunk sizes) beside ours, which also convolves and gates.  Only where mamba-ssm can be imported.
+chunk sizes) beside ours, which also convolves and gates.  Only where mamba-ssm can be imported; Triton tunes each shape
+for a minute or more the first time.
 
 Needs PyTorch with CUDA, transformers and NumPy.  The exit status is 1 if an error of ours is larger than theirs.
 """

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Every check of the CUDA back end, on a machine with an NVIDIA GPU: the unit tests, the daemon end to end, the memory
-# checker, and last the benchmarks.  Runs the programs of ./build, or of the folder in MAMBA2D_BUILD, which
-# "make && make tests/check_cuda tests/bench_forward" leaves there.  What the machine has not (pytest with pyzmq, msgpack
-# and NumPy; compute-sanitizer) is skipped, and said.  Ends with the line "stages: N passed, N failed, N skipped"; exit
-# status 0 if none failed, 77 without a GPU.
+# Every check of the CUDA back end, on a machine with an NVIDIA GPU: the unit tests, the daemon end to end, errors beside
+# those of transformers, the memory checker, and last the benchmarks.  Runs the programs of ./build, or of the folder in
+# MAMBA2D_BUILD, which "make && make tests/check_cuda tests/bench_forward" leaves there.  What the machine has not (pytest
+# with pyzmq, msgpack and NumPy; PyTorch with transformers; compute-sanitizer) is skipped, and said.  Ends with the line
+# "stages: N passed, N failed, N skipped"; exit status 0 if none failed, 77 without a GPU.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -53,16 +53,21 @@ sanitize() {
 }
 
 status=0
-"$check" >"$log" 2>&1 || status=$?
+CK_RUN_CASE=none "$check" >"$log" 2>&1 || status=$?
 if [ "$status" = 77 ]; then
 	cat "$log"
 	exit 77
 fi
-stage "unit tests" sh -c "cat '$log'; exit $status"
+stage "unit tests" "$check"
 if python3 -c 'import pytest, zmq, msgpack, numpy' 2>/dev/null; then
 	stage "end to end" end_to_end
 else
 	skip "end to end" "python3 has no pytest, zmq, msgpack or numpy"
+fi
+if python3 -c 'import torch, transformers, safetensors' 2>/dev/null; then
+	stage "bfloat16 beside transformers" tests/bench_peers.py "$MAMBA2D_BUILD" --skip times --skip ssd
+else
+	skip "bfloat16 beside transformers" "python3 has no torch, transformers or safetensors"
 fi
 if command -v compute-sanitizer >/dev/null; then
 	for tool in memcheck racecheck initcheck; do
