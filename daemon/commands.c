@@ -356,7 +356,8 @@ static int run(struct server *server, const void *bytes, size_t size, struct con
 			return check_rights(server, &request, i, err) ? err->code
 								      : commands[i].run(server, &request, answer, err);
 	return error_set(err, REFUSED_BAD_HEADER,
-			 "cmd: expected status, streams, metrics, reset, close, drain, snapshot, export, import, fork or reload");
+			 "cmd: expected status, streams, metrics, reset, close, drain, reload, snapshot, export, import "
+			 "or fork");
 }
 
 /* Run a request and write its answer to buffer [ANSWER_BYTES]; returns its length, 0 if the request waits. */

@@ -28,7 +28,7 @@ struct receiving {
 	/* For the file: */
 	uint64_t epoch;
 	uint64_t first, next; /* position of the first row, and behind the last one */
-	uint64_t stride;      /* between positions: 1, or where only last rows of windows are published more; 0: no idea yet */
+	uint64_t stride;      /* between positions: more than 1 where only last rows are published; 0: not known yet */
 	uint64_t *position;   /* [capacity] */
 	float *data;          /* [capacity, columns], widened */
 	size_t columns, capacity;

@@ -57,22 +57,26 @@ static int read_arguments(int argc, char **argv, struct arguments *a)
 
 	*a = (struct arguments){ .interval = 1 };
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		if (option == 'c')
+		switch (option) {
+		case 'c':
 			a->address = optarg;
-		else if (option == 'j')
+			break;
+		case 'j':
 			a->json = true;
-		else if (ctl_keys_option(&a->keys, option, optarg))
-			continue;
-		else if (option == 'i') {
+			break;
+		case 'i':
 			a->interval = strtod(optarg, &end);
 			if (*end || !(a->interval >= 0.05 && a->interval <= 86400))
 				return ctl_usage("top", "--interval: expected 0.05 to 86400 seconds");
-		} else if (option == 'n') {
+			break;
+		case 'n':
 			a->count = strtoul(optarg, &end, 10);
 			if (*end || !a->count)
 				return ctl_usage("top", "--count: expected a number of times");
-		} else {
-			return ctl_usage("top", NULL);
+			break;
+		default:
+			if (!ctl_keys_option(&a->keys, option, optarg))
+				return ctl_usage("top", NULL);
 		}
 	}
 	if (argc - optind > 1)
@@ -260,8 +264,8 @@ static void show_head(const struct sample *now, const struct view *v, const char
 	fprintf(out, "rows/s   %8s in  %8s out  %8s windows/s%s", count(v->rows_in, a), count(v->rows_out, b),
 		count(v->windows, c), end);
 	fprintf(out, "latency  %8s median  %8s 90 %%  %8s 99 %%   wait %s, compute %s, send %s%s", seconds(v->p50, a),
-		seconds(v->p90, b), seconds(v->p99, c), seconds(v->wait, d), seconds(v->compute, e), seconds(v->send, f),
-		end);
+		seconds(v->p90, b), seconds(v->p99, c), seconds(v->wait, d), seconds(v->compute, e),
+		seconds(v->send, f), end);
 	fprintf(out, "batches  %8s /s  %8s full  device %s busy%s", count(v->batches, a), percent(v->fill, b),
 		percent(v->busy, c), end);
 	fprintf(out, "streams  %8s on the device, %s on the host, %s on disk; %s ready, %s stalled; %s producers%s",
@@ -336,13 +340,13 @@ static void pause_for(double interval)
 		nanosleep(&time, NULL);
 }
 
-static int watch(const struct arguments *a, struct client *client, struct error *err)
+/* *shown counts. */
+static int watch(const struct arguments *a, struct client *client, unsigned long *shown, struct error *err)
 {
 	struct sample samples[2] = { { .streams = NULL }, { .streams = NULL } };
-	unsigned long shown = 0;
 	int rc = sample_take(client, a->prefix, a->prefix_size, NULL, &samples[0], err);
 
-	for (int turn = 1; !rc && !interrupted && (!a->count || shown < a->count); turn = 1 - turn) {
+	for (int turn = 1; !rc && !interrupted && (!a->count || *shown < a->count); turn = 1 - turn) {
 		struct sample *now = &samples[turn], *before = &samples[1 - turn];
 
 		pause_for(a->interval);
@@ -351,7 +355,7 @@ static int watch(const struct arguments *a, struct client *client, struct error 
 		rc = sample_take(client, a->prefix, a->prefix_size, before, now, err);
 		if (!rc && now->uptime > before->uptime) {
 			rc = show(a, now, before) ? error_memory(err, "the screen") : 0;
-			shown++;
+			++*shown;
 		}
 		sample_free(before);
 	}
@@ -360,29 +364,47 @@ static int watch(const struct arguments *a, struct client *client, struct error 
 	return rc;
 }
 
+/* Watch until it is enough; on a screen that has shown something, also beyond a restart of the daemon. */
+static int run(const struct arguments *a, bool screen, struct error *err)
+{
+	unsigned long shown = 0;
+	int rc;
+
+	for (;;) {
+		struct client *client = NULL;
+
+		rc = ctl_connect_control(a->address, &a->keys, &client, err);
+		if (!rc)
+			rc = watch(a, client, &shown, err);
+		client_free(client, 0);
+		if (rc >= 0 || !screen || !shown || interrupted)
+			return rc;
+		printf("\033[H%s\033[K\n", err->text);
+		fflush(stdout);
+		pause_for(a->interval);
+	}
+}
+
 int ctl_top(int argc, char **argv)
 {
 	const struct sigaction action = { .sa_handler = interrupt };
-	const bool screen = isatty(STDOUT_FILENO);
 	struct arguments a;
-	struct client *client = NULL;
 	struct error err;
+	bool screen;
 	int rc = read_arguments(argc, argv, &a);
 
 	if (rc)
 		return rc;
+	screen = isatty(STDOUT_FILENO) && !a.json;
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
-	rc = ctl_connect_control(a.address, &a.keys, &client, &err);
-	if (screen && !a.json)
+	if (screen)
 		fputs("\033[?1049h\033[?25l\033[2J", stdout); /* a screen of its own, no cursor */
-	if (!rc)
-		rc = watch(&a, client, &err);
-	if (screen && !a.json) {
+	rc = run(&a, screen, &err);
+	if (screen) {
 		fputs("\033[?25h\033[?1049l", stdout);
 		fflush(stdout);
 	}
-	client_free(client, 0);
 	if (rc > 0)
 		return CTL_REFUSED;
 	if (rc && !interrupted)

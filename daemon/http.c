@@ -57,7 +57,7 @@ static enum MHD_Result serve(void *arg, struct MHD_Connection *connection, const
 {
 	static int seen;
 	const struct http *http = arg;
-	struct http_answer answer = { .status = MHD_HTTP_METHOD_NOT_ALLOWED, .type = "text/plain", .text = "GET only\n" };
+	struct http_answer answer = { .status = 405, .type = "text/plain", .text = "GET only\n" };
 
 	(void)version;
 	(void)upload;

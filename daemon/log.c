@@ -1,4 +1,4 @@
-/* The log: see log.h.  Lines are formatted into one buffer and written with one write, so that they never interleave. */
+/* The log: see log.h.  Lines are formatted into one buffer and written at once, so that they never interleave. */
 #include "daemon/log.h"
 
 #include <stdarg.h>

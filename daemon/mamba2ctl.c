@@ -9,7 +9,9 @@
 
 #define CONTROL "  --control ADDRESS       the daemon's control socket (default: the daemon of this user)\n"
 #define JSON "  --json                  one line of JSON instead of text\n"
-#define KEYS "  --key FILE, --server-key FILE.pub\n                          our secret key and the daemon's public one\n"
+#define KEYS \
+	"  --key FILE, --server-key FILE.pub\n" \
+	"                          our secret key and the daemon's public one\n"
 
 enum group { OFFLINE, ROWS, CONTROLS };
 
@@ -59,9 +61,9 @@ static const struct command {
 	  "  mamba2ctl send --ingest tcp://gpu-3:5701 --key gate-7 --server-key gpu-3.pub sensor-7 rows.npy\n" },
 	{ "recv", ctl_recv, ROWS, "[--publish ADDRESS] [--count ROWS] [-o OUT.npy STREAM | PREFIX]",
 	  "print what is published, or collect a stream's hidden states in a file",
-	  "Without -o a line a message is printed, of all streams whose id begins with PREFIX.  With -o the hidden states\n"
-	  "of STREAM are collected until it is closed: each stands where its position says, rows that were missed are\n"
-	  "NaN and make the exit status 1.\n"
+	  "Without -o a line a message is printed, of all streams whose id begins with PREFIX.  With -o the hidden\n"
+	  "states of STREAM are collected until it is closed: each stands where its position says, rows that were\n"
+	  "missed are NaN and make the exit status 1.\n"
 	  "\n"
 	  "  --publish ADDRESS       (default: tcp://127.0.0.1:5702)\n"
 	  "  --count ROWS            leave after so many rows\n"
@@ -117,7 +119,8 @@ static const struct command {
 	  "\n"
 	  "Example:\n"
 	  "  mamba2ctl drain && mamba2ctl snapshot && systemctl stop mamba2d\n" },
-	{ "reload", ctl_request, CONTROLS, "", "read the configuration again; names what changed and what needs a restart",
+	{ "reload", ctl_request, CONTROLS, "",
+	  "read the configuration again; names what changed and what needs a restart",
 	  "After a mistake nothing has changed.\n"
 	  "\n" CONTROL JSON KEYS
 	  "\n"
@@ -134,7 +137,8 @@ static const struct command {
 	  "Example: a stream moves to another machine\n"
 	  "  mamba2ctl export sensor-7 sensor-7.safetensors && mamba2ctl close sensor-7\n"
 	  "  mamba2ctl import --control tcp://gpu-3:5703 sensor-7.safetensors\n" },
-	{ "import", ctl_request, CONTROLS, "FILE [STREAM]", "make a stream of such a file, under another id if one is given",
+	{ "import", ctl_request, CONTROLS, "FILE [STREAM]",
+	  "make a stream of such a file, under another id if one is given",
 	  CONTROL JSON KEYS
 	  "\n"
 	  "Example:\n"
@@ -150,7 +154,8 @@ static const struct command {
 static const char after[] =
 	"Where the output is for scripts, commands that ask take --json.  They take --control ADDRESS (default: the\n"
 	"daemon of this user), and all that connect take --key FILE and --server-key FILE.pub.\n"
-	"mamba2ctl COMMAND --help explains a command, with examples.  Stream ids that are not printable are 0x and hex.\n"
+	"mamba2ctl COMMAND --help explains a command, with examples.  Stream ids that are not printable are written\n"
+	"as 0x and hex digits.\n"
 	"\n"
 	"Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon answered, 4 the daemon refused.\n"
 	"\n"
@@ -189,7 +194,8 @@ static const struct command *find(const char *name)
 
 static int explain(const struct command *command)
 {
-	printf("Usage: mamba2ctl %s%s%s\n\n%c%s.\n%s%s", command->name, *command->arguments ? " " : "", command->arguments,
+	printf("Usage: mamba2ctl %s%s%s\n\n%c%s.\n%s%s", command->name, *command->arguments ? " " : "",
+	       command->arguments,
 	       toupper((unsigned char)command->summary[0]), command->summary + 1,
 	       command->more[0] == ' ' ? "\n" : "", command->more);
 	return CTL_OK;

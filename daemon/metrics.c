@@ -122,7 +122,8 @@ static const struct metric table[] = {
 		"Streams by where their state is; one in memory may have an older one on disk."),
 	  .label = "place", .value = place_value, .n = PLACE_COUNT },
 	{ GAUGE("mamba2d_streams_ready", metrics.ready, "Streams that wait for the next batch.") },
-	{ GAUGE("mamba2d_streams_stalled", metrics.stalled, "Streams whose producer does not read its hidden states.") },
+	{ GAUGE("mamba2d_streams_stalled", metrics.stalled,
+		"Streams whose producer does not read its hidden states.") },
 	{ GAUGE("mamba2d_peers", metrics.peers, "Producers that feed streams.") },
 	{ GAUGE("mamba2d_cache_bytes", metrics.cache_bytes, "Caches of the streams in memory.") },
 	{ GAUGE("mamba2d_queue_bytes", metrics.queue_bytes, "Memory for rows and hidden states on their way.") },
@@ -270,11 +271,12 @@ static void print_histogram(const struct server *server, const struct metric *me
 
 static void print_info(const struct server *server, FILE *out)
 {
+	const struct device *device = server->lanes[0].device;
+
 	fprintf(out,
 		"# HELP mamba2d_build_info What runs here.\n# TYPE mamba2d_build_info gauge\n"
 		"mamba2d_build_info{version=\"%s\",device=\"%s\",precision=\"%s\",model=\"%s\"} 1\n",
-		PACKAGE_VERSION, server->lanes[0].device->description, precision_name(server->lanes[0].device->precision),
-		server->model->fingerprint);
+		PACKAGE_VERSION, device->description, precision_name(device->precision), server->model->fingerprint);
 }
 
 char *metrics_text(struct server *server, size_t *ret_size)

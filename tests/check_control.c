@@ -419,6 +419,47 @@ START_TEST(refusal_is_read)
 }
 END_TEST
 
+/* Numbers, maps and arrays: what is absent leaves the default or is empty, what is of another type is said so. */
+START_TEST(parts_are_read)
+{
+	static const char answer[] = "\x88\xa1v\x01\xa1n\x07\xa1r\xcb\x3f\xf8\0\0\0\0\0\0\xa1i\xff"
+				     "\xa1m\x81\xa1k\x05\xa1" "a\x93\x01\x02\xcb\x3f\xf8\0\0\0\0\0\0"
+				     "\xa1t\x92\x81\xa1k\x01\x81\xa1k\x02\xa1s\xa1x";
+	struct control control, map;
+	struct wire_reader reader;
+	struct error err;
+	double number = 4, numbers[2] = { 0, 0 };
+	uint64_t k = 0;
+	size_t n = 9;
+
+	ck_assert_int_eq(control_read(answer, sizeof answer - 1, &control, &err), 0);
+	ck_assert_int_eq(control_get_number(&control, "absent", &number, &err), 0);
+	ck_assert(number == 4);
+	ck_assert(!control_get_number(&control, "n", &number, &err) && number == 7);
+	ck_assert(!control_get_number(&control, "r", &number, &err) && number == 1.5);
+	ck_assert(!control_get_number(&control, "i", &number, &err) && number == -1);
+	ck_assert_int_eq(control_get_number(&control, "s", &number, &err), REFUSED_BAD_HEADER);
+
+	ck_assert(!control_get_map(&control, "m", &map, &err) && !control_get_uint(&map, "k", &k, &err));
+	ck_assert_uint_eq(k, 5);
+	ck_assert(!control_get_map(&control, "absent", &map, &err) && !control_has(&map, "k"));
+	ck_assert_int_eq(control_get_map(&control, "a", &map, &err), REFUSED_BAD_HEADER);
+
+	ck_assert(!control_get_numbers(&control, "a", numbers, 2, &n, &err));
+	ck_assert(n == 3 && numbers[0] == 1 && numbers[1] == 2);
+	ck_assert_int_eq(control_get_numbers(&control, "t", numbers, 2, &n, &err), REFUSED_BAD_HEADER);
+	ck_assert_int_eq(control_get_numbers(&control, "m", numbers, 2, &n, &err), REFUSED_BAD_HEADER);
+
+	ck_assert(!control_get_maps(&control, "t", &reader, &n, &err) && n == 2);
+	for (uint64_t i = 1; i <= 2; i++) {
+		map = control_next(&reader);
+		ck_assert(!control_get_uint(&map, "k", &k, &err) && k == i);
+	}
+	ck_assert_int_eq(control_get_maps(&control, "a", &reader, &n, &err), REFUSED_BAD_HEADER);
+	ck_assert_int_eq(control_get_maps(&control, "s", &reader, &n, &err), REFUSED_BAD_HEADER);
+}
+END_TEST
+
 START_TEST(broken_requests_are_refused)
 {
 	struct control control;
@@ -520,6 +561,7 @@ int main(void)
 	tcase_add_test(control, answer_that_does_not_fit);
 	tcase_add_test(control, request_is_read);
 	tcase_add_test(control, refusal_is_read);
+	tcase_add_test(control, parts_are_read);
 	tcase_add_test(control, broken_requests_are_refused);
 	suite_add_tcase(suite, streamid);
 	tcase_add_loop_test(streamid, ids_become_text_and_come_back, 0, (int)(sizeof ids / sizeof *ids));

@@ -317,6 +317,33 @@ def test_top_on_a_terminal_leaves_it_as_it_was(daemon):
     assert seen.startswith(b"\x1b[?1049h") and seen.endswith(b"\x1b[?25h\x1b[?1049l")
 
 
+def test_top_goes_on_after_a_restart(daemons):
+    """Whoever watches a screen while the daemon is started anew sees it come back."""
+    daemon = daemons(CASE, window=WINDOW)
+    master, slave = pty.openpty()
+    command = [MAMBA2CTL, "top", "--control", daemon.control, "--interval", "0.1"]
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+
+        def wait(word):
+            seen = b""
+            while word not in seen:
+                seen += os.read(master, 65536)
+
+        wait(b"rows/s")
+        daemon.terminate()
+        assert daemon.wait() == 0
+        wait(b"no answer")
+        daemon.start()
+        wait(b"rows/s")
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(OSError):
+            while os.read(master, 65536):
+                pass
+        assert process.wait(60) == 0
+    os.close(master)
+
+
 def test_help_teaches_every_command():
     commands = re.findall(r"^  ([a-z]+)\b", ctl("--help").stdout.split("Exit status")[0], re.MULTILINE)
     assert len(commands) > 15
@@ -329,7 +356,8 @@ def test_help_teaches_every_command():
 def complete(daemon, line):
     """What bash proposes behind this line."""
     script = (f"PATH={os.path.dirname(MAMBA2CTL)}:$PATH; source {ROOT}/etc/bash-completion/mamba2ctl; "
-              'compopt() { :; }; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mamba2ctl; printf "%s\\n" "${COMPREPLY[@]}"')
+              'compopt() { :; }; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mamba2ctl; '
+              'printf "%s\\n" "${COMPREPLY[@]}"')
     words = line.replace("CONTROL", daemon.control).split(" ")
     return subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=True,
                           timeout=60).stdout.split()
@@ -340,8 +368,8 @@ def test_completion(daemon, golden):
     for stream in (b"tab-one", b"tab-two", b"other"):
         peer.data(stream, golden(CASE).rows)
         peer.ack(stream, next=1)
-    commands = complete(daemon, "mamba2ctl ")
-    assert set(re.findall(r"^  ([a-z]+)\b", ctl("--help").stdout.split("Exit status")[0], re.MULTILINE)) <= set(commands)
+    commands, explained = complete(daemon, "mamba2ctl "), ctl("--help").stdout.split("Exit status")[0]
+    assert set(re.findall(r"^  ([a-z]+)\b", explained, re.MULTILINE)) <= set(commands)
     assert complete(daemon, "mamba2ctl sna") == ["snapshot"]
     assert sorted(complete(daemon, "mamba2ctl close --control CONTROL tab-")) == ["tab-one", "tab-two"]
     assert complete(daemon, "mamba2ctl export --json --control CONTROL tab-o") == ["tab-one"]

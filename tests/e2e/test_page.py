@@ -143,7 +143,8 @@ def test_the_page_is_live(daemon, traffic, browser):
             const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
             let coloured = 0;
             for (let p = 0; p < d.length; p += 4)
-                coloured += d[p + 3] > 200 && Math.max(d[p], d[p + 1], d[p + 2]) - Math.min(d[p], d[p + 1], d[p + 2]) > 80;
+                coloured += d[p + 3] > 200 &&
+                    Math.max(d[p], d[p + 1], d[p + 2]) - Math.min(d[p], d[p + 1], d[p + 2]) > 80;
             return coloured > 5; }})()""")
     if PICTURE:
         time.sleep(130)
