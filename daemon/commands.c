@@ -129,6 +129,8 @@ static int command_status(struct server *server, const struct control *request, 
 	put_addresses(answer, "subscribe", server->subscribe);
 	put_addresses(answer, "publish", server->publish);
 	put_addresses(answer, "control", server->control);
+	if (server->http)
+		control_put_str(answer, "metrics", http_address(server->http));
 	control_close(answer);
 	control_put_uint(answer, "streams", server->streams.n);
 	control_put_uint(answer, "peers", server->peers.n);

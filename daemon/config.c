@@ -14,6 +14,7 @@
 
 #include "daemon/config_key.h"
 #include "daemon/generations.h"
+#include "daemon/http.h"
 #include "daemon/security.h"
 
 static const struct choice precisions[] = {
@@ -509,6 +510,8 @@ int config_check(const struct config *config, struct error *err)
 				 config->limits.credit_rows, config->window);
 	if (!config->output.layers.n)
 		return error_set(err, ERR_ARGUMENT, "output.layers: expected at least one of final and layer numbers");
+	if (config->metrics.listen[0] && http_check(config->metrics.listen, err))
+		return err->code;
 	return security_check(config, err);
 }
 

@@ -78,13 +78,14 @@ static enum MHD_Result serve(void *arg, struct MHD_Connection *connection, const
 
 /* --- listening --- */
 
-/* Split "HOST:PORT"; "[HOST]" loses its brackets. */
+/* Split "HOST:PORT"; "[HOST]" loses its brackets.  false: it is no such thing. */
 static bool split(const char *address, char *host, size_t size, const char **ret_port)
 {
 	const char *colon = strrchr(address, ':');
 	size_t length = colon ? (size_t)(colon - address) : 0;
 
-	if (!colon || !colon[1])
+	if (!colon || !colon[1] || strspn(colon + 1, "0123456789") != strlen(colon + 1) ||
+	    strtoul(colon + 1, NULL, 10) > 65535)
 		return false;
 	if (length > 1 && address[0] == '[' && address[length - 1] == ']') {
 		address++;
@@ -97,6 +98,16 @@ static bool split(const char *address, char *host, size_t size, const char **ret
 	snprintf(host, size, "%.*s", (int)length, address);
 	*ret_port = colon + 1;
 	return true;
+}
+
+int http_check(const char *address, struct error *err)
+{
+	const char *port;
+	char host[256];
+
+	if (split(address, host, sizeof host, &port))
+		return 0;
+	return error_set(err, ERR_ARGUMENT, "metrics.listen: \"%s\", expected HOST:PORT", address);
 }
 
 static int listen_at(const struct addrinfo *info)
@@ -121,8 +132,10 @@ static int open_socket(const char *address, int *ret_fd, struct error *err)
 	char host[256];
 	int rc;
 
-	if (!split(address, host, sizeof host, &port))
-		return error_set(err, ERR_ARGUMENT, "metrics.listen: \"%s\", expected HOST:PORT", address);
+	rc = http_check(address, err);
+	if (rc)
+		return rc;
+	split(address, host, sizeof host, &port);
 	rc = getaddrinfo(strcmp(host, "*") ? host : NULL, port, &hints, &found);
 	if (rc)
 		return error_set(err, ERR_ARGUMENT, "metrics.listen: %s: %s", address, gai_strerror(rc));

@@ -23,7 +23,11 @@ typedef void http_handler(void *arg, const char *path, const char *prefix, struc
 
 struct http;
 
-/* Listen at "HOST:PORT": HOST is a number or a name, "[...]" around IPv6, or * for all; PORT 0 is any free one. */
+/*
+ * Listen at "HOST:PORT": HOST is a number or a name, "[...]" around IPv6, or * for all; PORT 0 is any free one.
+ * http_check looks at the form alone.  Errors name metrics.listen.
+ */
+int http_check(const char *address, struct error *err);
 int http_new(const char *address, http_handler *handle, void *arg, struct http **ret_http, struct error *err);
 void http_free(struct http *http); /* NULL is fine */
 

@@ -19,7 +19,7 @@ promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool 
 
 def address(daemon):
     """HOST and port at which the daemon shows its metrics."""
-    host, port = re.search(r"metrics on http://([0-9.]+):(\d+)/metrics", daemon.log()).groups()
+    host, port = daemon.ask("status")["sockets"]["metrics"].rsplit(":", 1)
     return host, int(port)
 
 
@@ -209,7 +209,7 @@ def test_more_connections_than_there_are_places(daemon):
 
 
 def test_an_address_in_use_or_wrong_is_named(daemons, daemon):
-    for listen in ("%s:%d" % address(daemon), "nonsense", "127.0.0.1:", "::1:80"):
+    for listen in ("%s:%d" % address(daemon), "nonsense", "127.0.0.1:", "::1:80", "127.0.0.1:http", "*:65536"):
         with pytest.raises(AssertionError, match="metrics.listen"):
             daemons(CASE, **{"metrics.listen": listen})
 
