@@ -482,6 +482,8 @@ static void note_got(struct server *server, struct stream *stream, const struct 
 	stream->reply = reply;
 	if (m->type == MESSAGE_OPEN || got > stream->got)
 		stream->got = got;
+	if (m->type == MESSAGE_OPEN)
+		stream->durable = 0;
 	if (changed)
 		saving_note(server, stream);
 }

@@ -196,7 +196,11 @@ uint64_t states_durable(struct server *server, struct stream *stream)
 	if (!saved)
 		return 0;
 	durable = generations_durable(&saved->generations, stream->epoch, stream->reply, stream->got);
-	return durable < stream->next ? durable : stream->next; /* a state may be ahead of a stream that was rewound */
+	if (durable > stream->next) /* a state may be ahead of a stream that was rewound */
+		durable = stream->next;
+	if (durable > stream->durable) /* if not: what was told rests on a state that goes as soon as a newer one is there */
+		stream->durable = durable;
+	return stream->durable;
 }
 
 /* --- slots --- */

@@ -99,6 +99,7 @@ struct stream {
 	uint64_t emitted;   /* rows before this position are done */
 	uint64_t published; /* rows before this position have gone to the publish socket */
 	uint64_t got;       /* the replying peer has every hidden state before this position */
+	uint64_t durable;   /* the feeder was told since it opened the stream */
 	struct hidden *outbox, *last_outbox;
 	bool end_sent;
 

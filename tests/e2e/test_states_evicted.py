@@ -97,6 +97,21 @@ def test_acks_tell_where_evicted_streams_stand(start, rows):
     assert peer.open(b"ack-2", reply=False).durable == 12
 
 
+@pytest.mark.parametrize("reply", [True, False], ids=["reply", "publish"])
+def test_durable_never_goes_back(start, rows, want, reply):
+    """Not even while a state is replaced by a newer one."""
+    peer = Peer(start(**{"state.interval": 0, "state.keep": 1}))
+    told = [peer.open(b"steady", reply=reply)]
+    for stop in range(8, 185, 8):
+        peer.data(b"steady", rows[stop - 8:stop], got=stop - 8)
+        while told[-1].done < stop:
+            told.append(peer.take(b"steady", "ack"))
+    peer.header(b"steady", type="flush", got=184)
+    while told[-1].durable < 184:
+        told.append(peer.take(b"steady", "ack"))
+    assert [ack.durable for ack in told] == sorted(ack.durable for ack in told)
+
+
 def test_a_stream_that_was_only_opened(start, rows, want):
     """It comes back as what it was opened as."""
     daemon = start(**{"streams.max": 1})
