@@ -120,6 +120,7 @@ def spread(values):
 def bench_saving(options, model, folder):
     rows = np.random.default_rng(1).standard_normal((WINDOW, HIDDEN_SIZE), np.float32)
     settings = {"window": WINDOW, "precision": options.precision, "log.level": "warning", "limits.batch_rows": 512,
+                "limits.cache_bytes": 1 << 40,
                 "limits.credit_rows": 2 * AHEAD * options.streams * WINDOW}
     without = Daemon(model, **settings)
     keeping = Daemon(model, **settings, **{"state.dir": os.path.join(folder, "states"),
