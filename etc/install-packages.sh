@@ -11,7 +11,7 @@ for option in "$@"; do
 	--example) packages="$packages $python" ;;
 	--tests) packages="$packages $python python3-pytest python3-yaml check valgrind clang libclang-rt-14-dev shellcheck"
 		packages="$packages xz-utils mandoc man-db debhelper dh-python pybuild-plugin-pyproject python3-all"
-		packages="$packages python3-setuptools lintian cppcheck clang-tidy" ;;
+		packages="$packages build-essential python3-setuptools lintian cppcheck clang-tidy" ;;
 	*) echo "usage: $0 [--example] [--tests]" >&2; exit 2 ;;
 	esac
 done
