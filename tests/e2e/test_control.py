@@ -1,9 +1,12 @@
 """The control socket, spoken to directly."""
+import os
+import subprocess
+
 import msgpack
 import pytest
 import zmq
 
-from harness import Peer, Subscriber, same_bytes
+from harness import MAMBA2CTL, Daemon, Peer, Subscriber, same_bytes
 
 CASE, WINDOW = "seed-46032", 8
 
@@ -77,3 +80,22 @@ def test_frames_that_are_no_request_are_ignored(daemon):
         socket.send_multipart([b"a", b"b", b"c"])
         socket.send_multipart([b"", b""])
         assert daemon.ask("status")["ok"]
+
+
+@pytest.mark.parametrize("variable, subfolder", [("RUNTIME_DIRECTORY", ""), ("XDG_RUNTIME_DIR", "mamba2d/")])
+def test_daemon_and_mamba2ctl_meet_where_nobody_said(golden, short_path, variable, subfolder):
+    """sockets.control is auto, and there is no --control: a service, and a user's own daemon."""
+    if variable == "XDG_RUNTIME_DIR" and os.geteuid() == 0:
+        pytest.skip("root's daemon is in /run")
+    daemon = Daemon(golden(CASE).folder, start=False, **{"sockets.control": ["auto"]})
+    daemon.environment = {variable: short_path}
+    daemon.control = f"ipc://{short_path}/{subfolder}control"
+    daemon.start()
+    try:
+        asked = subprocess.run([MAMBA2CTL, "status"], env={**os.environ, variable: short_path}, capture_output=True)
+        assert asked.returncode == 0, asked
+        elsewhere = subprocess.run([MAMBA2CTL, "status"], env={**os.environ, variable: short_path + "/none"},
+                                   capture_output=True, text=True)
+        assert elsewhere.returncode == 3 and "/none" in elsewhere.stderr
+    finally:
+        daemon.close()
