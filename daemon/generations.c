@@ -82,7 +82,7 @@ void generations_doom(struct generations *generations, const struct generation *
 {
 	size_t older = generations->n + 1 > keep ? generations->n + 1 - keep : 0; /* than the newest keep */
 	size_t left = generations->n + 1;
-	bool doomed[GENERATIONS_MAX];
+	bool doomed[GENERATIONS_MAX] = { false };
 
 	for (size_t i = 0; i < older; i++) {
 		const struct generation *item = &generations->item[i];
