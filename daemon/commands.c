@@ -418,7 +418,7 @@ int commands_receive(struct server *server, struct error *err)
 	while ((rc = endpoint_receive(server->control, &server->message, err)) > 0) {
 		size_t frame = control_request_frame(&server->message);
 
-		if (!security_knows(server, &server->message))
+		if (!security_knows(server, server->control, &server->message))
 			continue;
 		rc = frame ? answer_request(server, frame, err) : 0;
 		if (rc)

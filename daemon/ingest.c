@@ -565,7 +565,7 @@ void ingest_message(struct server *server, bool router, const struct endpoint_me
 	struct error error = { 0 };
 	int rc = 0;
 
-	if (!security_knows(server, message))
+	if (!security_knows(server, router ? server->ingest : server->subscribe, message))
 		return;
 	rc = parse(server, router, message, &arrival, &error);
 	if (!rc)
@@ -612,6 +612,7 @@ int ingest_receive(struct server *server, struct endpoint *endpoint, struct erro
 	for (int i = 0; i < MESSAGES_PER_TURN; i++) {
 		int rc = endpoint_receive(endpoint, &server->message, err);
 
+		server->drained = rc == 0;
 		if (rc <= 0)
 			return rc;
 		server->stats.messages_in++;

@@ -8,6 +8,11 @@
 #include <string.h>
 
 #include "daemon/server.h"
+#include "protocol/connections.h"
+
+#define UNFINISHED_MESSAGES 4 /* of the largest size, may be on their way to an endpoint at once */
+#define SWEEP_MS 250
+#define OVERDUE_MS 2000 /* by then every connection had its turn, also where messages never cease */
 
 /* The account of a user; NULL without memory. */
 static struct account *find(struct accounts *accounts, unsigned user)
@@ -73,6 +78,38 @@ int limits_check_streams(const struct server *server, const struct peer *peer, c
 		return 0;
 	return error_set(err, REFUSED_TOO_MANY_STREAMS,
 			 "%zu streams of this peer are open, limits.peer_streams allows no more", account->streams);
+}
+
+/* Cut what is too much of one endpoint. */
+static void bound_unfinished(struct server *server, struct endpoint *endpoint)
+{
+	uint64_t most = UNFINISHED_MESSAGES * server->config->limits.message_bytes;
+	struct unfinished unfinished;
+
+	for (;;) {
+		connections_unfinished(endpoint_connections(endpoint), server->now_ms, &unfinished);
+		if (unfinished.bytes <= most || unfinished.fd < 0)
+			return;
+		log_warning("a connection is cut: %" PRIu64 " bytes came over it since its last whole message, %" PRIu64
+			    " over all", unfinished.fd_bytes, unfinished.bytes);
+		connections_cut(endpoint_connections(endpoint), unfinished.fd);
+	}
+}
+
+int64_t limits_sweep(struct server *server)
+{
+	struct endpoint *const endpoints[] = { server->ingest, server->subscribe, server->publish, server->control };
+	bool overdue = server->now_ms >= server->sweep_ms + OVERDUE_MS;
+
+	if (!server->security.zap)
+		return INT64_MAX;
+	if (server->now_ms < server->sweep_ms || (!server->drained && !overdue))
+		return server->sweep_ms > server->now_ms ? server->sweep_ms : server->now_ms + SWEEP_MS;
+	for (size_t i = 0; i < sizeof endpoints / sizeof endpoints[0]; i++)
+		if (endpoints[i])
+			bound_unfinished(server, endpoints[i]);
+	server->sweep_ms = server->now_ms + SWEEP_MS;
+	return server->sweep_ms;
 }
 
 void limits_count_stream(struct stream *stream, struct account *account)

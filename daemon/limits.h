@@ -38,6 +38,13 @@ int limits_count_message(struct server *server, struct peer *peer, struct error 
 int limits_check_streams(const struct server *server, const struct peer *peer, const struct stream *stream,
 			 struct error *err);
 
+/*
+ * Where keys are asked for: ZeroMQ keeps messages until their last frame has come, so all such beginnings together are
+ * bounded here.  Beyond that the connections are cut whose last whole message is the longest ago.  Returns when to call
+ * again: monotonic milliseconds.
+ */
+int64_t limits_sweep(struct server *server);
+
 /* The stream counts for this account from now on; NULL: for none. */
 void limits_count_stream(struct stream *stream, struct account *account);
 

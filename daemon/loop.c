@@ -23,7 +23,6 @@
 #define CONTROL_BYTES ((size_t)1 << 20)
 #define PUBLISH_HIGH_WATER 4096
 #define INGEST_HIGH_WATER 4096
-#define WATCH_MS 1000 /* with keys, connections are watched: their news must not pile up */
 
 /* --- building and taking down --- */
 
@@ -147,6 +146,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 		.config = config, .source = source, .signal_fd = -1, .worker_fd = -1, .started_ns = clock_ns()
 	};
 	list_init(&server->dirty);
+	list_init(&server->owed);
 	list_init(&server->stalled);
 	list_init(&server->unflushed);
 	list_init(&server->unsaved);
@@ -281,6 +281,8 @@ static void retry_stalled(struct server *server)
 
 	if (server->now_ms < server->retry_ms)
 		return;
+	while ((link = list_first(&server->owed)))
+		list_append(&server->dirty, link);
 	list_init(&stalled);
 	while ((link = list_first(&server->stalled)))
 		list_append(&stalled, link);
@@ -297,12 +299,10 @@ static bool all_done(struct server *server)
 /* Milliseconds until the next timer. */
 static int timeout(struct server *server, int64_t due)
 {
-	if (!list_empty(&server->stalled) || !list_empty(&server->dirty))
+	if (!list_empty(&server->stalled) || !list_empty(&server->owed))
 		due = server->retry_ms < due ? server->retry_ms : due;
 	if (server->phase == SERVER_STOPPING && server->deadline_ms < due)
 		due = server->deadline_ms;
-	if (server->security.zap && due > server->now_ms + WATCH_MS)
-		due = server->now_ms + WATCH_MS;
 	if (due == INT64_MAX)
 		return -1;
 	due -= server->now_ms;
@@ -374,6 +374,7 @@ int server_run(struct server *server, struct error *err)
 	while (!rc && !server->failed) {
 		int64_t due = stream_timers(server), save_due = saving_start(server), load_due = resuming_go_on(server);
 		int64_t service_due = service_turn(server), pages_due = pages_turn(server);
+		int64_t sweep_due = limits_sweep(server);
 
 		batch_start(server);
 		publish_acks(server);
@@ -387,6 +388,7 @@ int server_run(struct server *server, struct error *err)
 		due = save_due < due ? save_due : due;
 		due = service_due < due ? service_due : due;
 		due = pages_due < due ? pages_due : due;
+		due = sweep_due < due ? sweep_due : due;
 		rc = turn(server, load_due < due ? load_due : due, err);
 	}
 	return rc ? rc : error_set(err, ERR_SYSTEM, "a socket failed");

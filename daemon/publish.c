@@ -185,6 +185,13 @@ static bool send_window(struct server *server, struct stream *stream, struct hid
 	return true;
 }
 
+/* What failed now waits no longer because something else fails as well. */
+static void retry_later(struct server *server)
+{
+	if (server->retry_ms <= server->now_ms)
+		server->retry_ms = server->now_ms + RETRY_MS;
+}
+
 void publish_hidden(struct server *server, struct stream *stream)
 {
 	list_remove(&stream->stalled);
@@ -193,7 +200,7 @@ void publish_hidden(struct server *server, struct stream *stream)
 
 		if (!send_window(server, stream, hidden)) {
 			server->stats.stalls++;
-			server->retry_ms = server->now_ms + RETRY_MS;
+			retry_later(server);
 			list_append(&server->stalled, &stream->stalled);
 			return;
 		}
@@ -233,9 +240,13 @@ bool publish_ack(struct server *server, struct stream *stream)
 
 	if (!stream->feeder || !stream->feeder->router)
 		return true;
+	if (stream->feeder->full_ms == server->now_ms)
+		return false;
 	sent = send_message(server, server->ingest, stream->feeder, stream->id, stream->id_size, &message, NULL);
 	if (sent == ENDPOINT_GONE)
 		stream_feed(server, stream, NULL);
+	if (sent == ENDPOINT_FULL)
+		stream->feeder->full_ms = server->now_ms;
 	return sent != ENDPOINT_FULL;
 }
 
@@ -245,10 +256,12 @@ void publish_acks(struct server *server)
 
 	for (; link; link = next) {
 		next = list_next(&server->dirty, link);
-		if (publish_ack(server, list_entry(link, struct stream, dirty)))
+		if (publish_ack(server, list_entry(link, struct stream, dirty))) {
 			list_remove(link);
-		else
-			server->retry_ms = server->now_ms + RETRY_MS;
+		} else {
+			list_append(&server->owed, link);
+			retry_later(server);
+		}
 	}
 }
 

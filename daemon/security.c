@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/server.h"
+#include "protocol/connections.h"
 #include "protocol/subscribers.h"
 #include "protocol/zap.h"
 
@@ -130,7 +131,7 @@ static uint64_t connection_time(void *arg)
 {
 	struct server *server = arg;
 
-	return subscribers_time(endpoint_subscribers(server->publish));
+	return connections_time(endpoint_connections(server->publish));
 }
 
 int security_serve(struct server *server, struct error *err)
@@ -142,11 +143,11 @@ int security_serve(struct server *server, struct error *err)
 
 /* --- rights --- */
 
-bool security_knows(const struct server *server, const struct endpoint_message *message)
+bool security_knows(const struct server *server, struct endpoint *endpoint, const struct endpoint_message *message)
 {
 	if (message->user == ENDPOINT_NOBODY || rights_known(server->security.rights, message->user))
 		return true; /* nobody is told that it is denied */
-	endpoint_cut(message);
+	endpoint_cut(endpoint, message);
 	return false;
 }
 
@@ -208,7 +209,7 @@ static void cut_subscribers(struct server *server, const struct rights *before)
 	for (unsigned user = 1; user <= rights_users(before); user++)
 		if (!rights_same(before, server->security.rights, user, RIGHT_READ) ||
 		    !rights_known(server->security.rights, user))
-			subscribers_cut(endpoint_subscribers(server->publish), user);
+			connections_cut_user(endpoint_connections(server->publish), user);
 }
 
 void security_replace(struct server *server, struct rights *rights)

@@ -53,7 +53,7 @@ int security_check_message(const struct server *server, unsigned user, const str
 			   size_t size, struct error *err);
 
 /* Is the sender's key still authorised?  If not, it is cut off. */
-bool security_knows(const struct server *server, const struct endpoint_message *message);
+bool security_knows(const struct server *server, struct endpoint *endpoint, const struct endpoint_message *message);
 
 /* May the user do this to the stream, or to all whose id begins with id? */
 bool security_allows(const struct server *server, unsigned user, enum right right, const void *id, size_t size);

@@ -97,7 +97,8 @@ struct server {
 	struct table peers;   /* of the ingest socket that feed streams, by identity */
 	struct peer publishers; /* all that is subscribed to */
 	struct accounts accounts; /* of keys */
-	struct list dirty;    /* owe their feeder an ack */
+	struct list dirty;    /* owe their feeder an ack, */
+	struct list owed;     /* and these do as well, but it had no room */
 	struct list stalled;  /* wait for room in their feeder's queue */
 	struct list unflushed; /* have unfinished rows, oldest first, if streams.flush_after is set */
 	struct list idle;     /* all live ones, least recently active first */
@@ -126,7 +127,9 @@ struct server {
 	uint64_t now_ns;      /* monotonic, of this turn of the loop, */
 	int64_t now_ms;       /* the same in milliseconds */
 	int64_t deadline_ms;  /* when stopping: give up then */
-	int64_t retry_ms;     /* when stalled streams are tried again */
+	bool drained;         /* all that came to ingest or subscribe is taken in */
+	int64_t sweep_ms;     /* when connections are looked at again: daemon/limits.h */
+	int64_t retry_ms;     /* when stalled streams and owed acks are tried again */
 	uint64_t started_ns;
 	bool failed;          /* stop and exit nonzero */
 	int signal_fd;

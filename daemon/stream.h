@@ -28,6 +28,7 @@ struct peer {
 	bool router;          /* can be answered */
 	unsigned user;        /* whose key it showed, as of its last message */
 	struct account *account, own; /* its key's, or its own */
+	int64_t full_ms;      /* then it had no room for an ack */
 	uint64_t outstanding; /* rows accepted and not done, over all its streams */
 	size_t holds;         /* streams that it feeds, and the message being handled */
 	size_t identity_size;

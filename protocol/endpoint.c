@@ -10,11 +10,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <zmq.h>
 
+#include "protocol/connections.h"
 #include "protocol/subscribers.h"
 #include "protocol/tally.h"
 #include "protocol/zap.h"
@@ -27,6 +27,7 @@
 #define KEEPALIVE_IDLE_S 60
 #define KEEPALIVE_INTERVAL_S 15
 #define KEEPALIVE_COUNT 4
+#define CURVE_BYTES 64             /* that encryption adds to a frame, at most */
 #define SOCKETS_MAX 64             /* of a context; connections do not count */
 #define POLL_MAX 16                /* endpoints and descriptors; as many as zmq_poll takes without allocating */
 #define ADDRESS_MAX 320
@@ -46,6 +47,7 @@ struct endpoint {
 	char secret_key[KEY_TEXT];
 	unsigned int ipc_mode;
 	struct tally *missed;     /* of ENDPOINT_PUBLISH */
+	struct connections *connections; /* if it is keyed */
 	struct subscribers *subscribers; /* of ENDPOINT_PUBLISH that is keyed */
 	unsigned int n_published;
 	char address[ADDRESS_MAX];
@@ -104,7 +106,7 @@ static int set_options(void *socket, const struct option *options, size_t n)
 /* What ZeroMQ would otherwise leave unlimited, off, or waiting for ever. */
 static int configure(void *socket, const struct endpoint_options *options)
 {
-	const int64_t largest = (int64_t)options->message_bytes;
+	const int64_t largest = (int64_t)options->message_bytes + (options->secret_key ? CURVE_BYTES : 0);
 	const struct option common[] = {
 		{ ZMQ_LINGER, 0 },
 		{ ZMQ_SNDHWM, options->send_high_water },
@@ -148,6 +150,15 @@ static int configure_kind(void *socket, enum endpoint_kind kind, bool keyed)
 	return 0;
 }
 
+static int watch(struct endpoint *endpoint, struct error *err)
+{
+	int status = connections_new(endpoint->context->zmq, endpoint->socket, &endpoint->connections, err);
+
+	if (status == 0 && endpoint->kind == ENDPOINT_PUBLISH)
+		status = subscribers_new(endpoint->socket, endpoint->connections, &endpoint->subscribers, err);
+	return status;
+}
+
 int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, const struct endpoint_options *options,
 		 struct endpoint **ret_endpoint, struct error *err)
 {
@@ -177,13 +188,17 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 		endpoint_free(endpoint, 0);
 		return status;
 	}
-	if (kind == ENDPOINT_PUBLISH && endpoint->keyed
-	    && subscribers_new(context->zmq, endpoint->socket, &endpoint->subscribers, err) != 0) {
+	if (endpoint->keyed && watch(endpoint, err) != 0) {
 		endpoint_free(endpoint, 0);
 		return err->code;
 	}
 	*ret_endpoint = endpoint;
 	return 0;
+}
+
+struct connections *endpoint_connections(struct endpoint *endpoint)
+{
+	return endpoint->connections;
 }
 
 struct subscribers *endpoint_subscribers(struct endpoint *endpoint)
@@ -196,6 +211,7 @@ void endpoint_free(struct endpoint *endpoint, int linger_ms)
 	if (!endpoint)
 		return;
 	subscribers_free(endpoint->subscribers);
+	connections_free(endpoint->connections);
 	if (endpoint->socket) {
 		zmq_setsockopt(endpoint->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);
 		zmq_close(endpoint->socket);
@@ -342,12 +358,15 @@ static unsigned int user_of(const struct endpoint *endpoint, struct endpoint_sto
 	return user;
 }
 
-void endpoint_cut(const struct endpoint_message *message)
+static int descriptor_of(struct endpoint_storage *storage)
 {
-	struct endpoint_storage *storage = message->storage;
+	return zmq_msg_get(&storage->kept[storage->n_kept - 1], ZMQ_SRCFD);
+}
 
-	if (storage && storage->n_kept > 0)
-		shutdown(zmq_msg_get(&storage->kept[storage->n_kept - 1], ZMQ_SRCFD), SHUT_RDWR);
+void endpoint_cut(struct endpoint *endpoint, const struct endpoint_message *message)
+{
+	if (endpoint->connections && message->storage && message->storage->n_kept > 0)
+		connections_cut(endpoint->connections, descriptor_of(message->storage));
 }
 
 int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message, struct error *err)
@@ -374,7 +393,11 @@ int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message
 		else
 			zmq_msg_close(frame);
 	}
-	message->user = endpoint->keyed ? user_of(endpoint, storage) : ENDPOINT_ANYBODY;
+	message->user = ENDPOINT_ANYBODY;
+	if (endpoint->keyed) {
+		message->user = user_of(endpoint, storage);
+		connections_note(endpoint->connections, descriptor_of(storage), message->user);
+	}
 	return 1;
 }
 

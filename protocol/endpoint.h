@@ -30,6 +30,7 @@ struct endpoint_options {
 	unsigned int ipc_mode;  /* of socket files; 0: as the umask says */
 };
 
+struct connections;
 struct subscribers;
 struct endpoint_context; /* ZeroMQ's context: its I/O threads */
 struct endpoint;
@@ -42,7 +43,8 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 		 struct endpoint **ret_endpoint, struct error *err);
 void endpoint_free(struct endpoint *endpoint, int linger_ms);
 
-/* Of ENDPOINT_PUBLISH with a secret_key: its subscribers, which get nothing before it is granted.  Else NULL. */
+/* With a secret_key: the endpoint's connections, and if it publishes its subscribers, which get what they are granted. */
+struct connections *endpoint_connections(struct endpoint *endpoint);
 struct subscribers *endpoint_subscribers(struct endpoint *endpoint);
 
 /*
@@ -76,7 +78,7 @@ void endpoint_message_clear(struct endpoint_message *message);
 int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message, struct error *err);
 
 /* Cut the connection that a message just received came over.  The peer may connect again, if it is let in. */
-void endpoint_cut(const struct endpoint_message *message);
+void endpoint_cut(struct endpoint *endpoint, const struct endpoint_message *message);
 
 /* A frame to send.  With release, data is lent and release(data, arg) is called, from any thread, once it has left. */
 struct endpoint_frame {

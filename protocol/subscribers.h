@@ -3,18 +3,18 @@
  *
  * ZeroMQ has a manual mode for that, in which a subscription is granted to the sender of the message received last.
  * Up to 4.3.4 it remembers that sender by a pointer, also when the connection is gone; and a message that is no
- * subscription puts the senders of those behind it out of step.  So here connections are watched, and only a
- * subscription whose sender is certainly there, and certainly the one, comes out; in doubt the connection is cut, which
- * makes the subscriber connect and ask again.
+ * subscription puts the senders of those behind it out of step.  So only a subscription whose sender is certainly there
+ * (connections.h) and certainly the one comes out; in doubt the connection is cut, which makes the subscriber connect and
+ * ask again.
  */
 #ifndef PROTOCOL_SUBSCRIBERS_H
 #define PROTOCOL_SUBSCRIBERS_H
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 
 #include "model/error.h"
+#include "protocol/connections.h"
 
 struct subscribers;
 
@@ -25,8 +25,9 @@ struct subscription {
 	size_t size;
 };
 
-/* For a ZeroMQ socket without an address yet.  Free before the socket is closed; NULL is fine. */
-int subscribers_new(void *context, void *socket, struct subscribers **ret_subscribers, struct error *err);
+/* For a ZeroMQ socket without an address yet, and its connections.  Free before both; NULL is fine. */
+int subscribers_new(void *socket, struct connections *connections, struct subscribers **ret_subscribers,
+		    struct error *err);
 void subscribers_free(struct subscribers *subscribers);
 
 /*
@@ -36,11 +37,5 @@ void subscribers_free(struct subscribers *subscribers);
 int subscribers_next(struct subscribers *subscribers, struct subscription *ret_subscription, struct error *err);
 int subscribers_grant(struct subscribers *subscribers, const void *prefix, size_t size, struct error *err);
 int subscribers_withdraw(struct subscribers *subscribers, const void *prefix, size_t size, struct error *err);
-
-/* Cut the connections of a user.  It may connect again, if it is let in. */
-void subscribers_cut(struct subscribers *subscribers, unsigned int user);
-
-/* The time by the subscribers' own clock, which the ZAP handler gives to the connection that it is asked about. */
-uint64_t subscribers_time(struct subscribers *subscribers);
 
 #endif

@@ -67,7 +67,7 @@ static unsigned int find(void *arg, const unsigned char key[KEY_BYTES])
 static uint64_t now(void *arg)
 {
 	(void)arg;
-	return subscribers_time(subscribers);
+	return connections_time(endpoint_connections(publish));
 }
 
 /* Let in who knocks, and let the publish socket take in what arrives; nothing is read from it. */
@@ -221,7 +221,7 @@ START_TEST(a_user_is_cut_off)
 	say(one, "\1a");
 	say(two, "\1a");
 	ck_assert_int_eq(grant_all(), 2);
-	subscribers_cut(subscribers, 1);
+	connections_cut_user(endpoint_connections(publish), 1);
 	turn(A_WHILE);
 	send_topic("a");
 	ck_assert(!hears(one, "a"));

@@ -1,0 +1,219 @@
+/*
+ * Connections under watch: see connections.h.  A monitor tells which file descriptors are connections.  Its events are
+ * sent before what follows from them: whoever is told the time at its handshake was connected by then, and a message of a
+ * file descriptor that was connected later is a dead connection's.
+ */
+#include "protocol/connections.h"
+
+#include <errno.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include <zmq.h>
+
+#define DESCRIPTORS_MAX (1 << 20)
+#define LITTLE 65536 /* bytes: a handshake, heartbeats, the start of a message */
+
+struct connection {
+	uint64_t since; /* by the clock */
+	bool there;
+	bool whole;        /* a whole message came since the last look, */
+	uint64_t whole_at; /* and the last of them when so many bytes had come, */
+	int64_t whole_ms;  /* at this time; 0: not looked at yet */
+	unsigned int user;
+};
+
+struct connections {
+	void *socket, *events;
+	uint64_t clock;
+	struct connection *item; /* [n], by file descriptor */
+	size_t n;
+};
+
+int connections_new(void *context, void *socket, struct connections **ret_connections, struct error *err)
+{
+	static const int unlimited = 0;
+	struct connections *connections = calloc(1, sizeof *connections);
+	char address[64];
+
+	if (!connections)
+		return error_memory(err, "connections");
+	snprintf(address, sizeof address, "inproc://connections-%p", socket);
+	connections->socket = socket;
+	if (zmq_socket_monitor(socket, address, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_CONNECTED | ZMQ_EVENT_DISCONNECTED) == 0
+	    && (connections->events = zmq_socket(context, ZMQ_PAIR)) != NULL
+	    && zmq_setsockopt(connections->events, ZMQ_RCVHWM, &unlimited, sizeof unlimited) == 0
+	    && zmq_connect(connections->events, address) == 0) {
+		*ret_connections = connections;
+		return 0;
+	}
+	error_set(err, ERR_SYSTEM, "watching connections: %s", zmq_strerror(errno));
+	connections_free(connections);
+	return err->code;
+}
+
+void connections_free(struct connections *connections)
+{
+	if (!connections)
+		return;
+	zmq_socket_monitor(connections->socket, NULL, 0);
+	if (connections->events)
+		zmq_close(connections->events);
+	free(connections->item);
+	free(connections);
+}
+
+/* --- who is there --- */
+
+/* Make room for a file descriptor.  Without memory its connection is not known. */
+static bool make_room(struct connections *connections, size_t fd)
+{
+	size_t n = connections->n ? connections->n : 64;
+	struct connection *grown;
+
+	if (fd < connections->n)
+		return true;
+	if (fd >= DESCRIPTORS_MAX)
+		return false;
+	while (n <= fd)
+		n *= 2;
+	grown = realloc(connections->item, n * sizeof *grown);
+	if (!grown)
+		return false;
+	memset(grown + connections->n, 0, (n - connections->n) * sizeof *grown);
+	connections->item = grown;
+	connections->n = n;
+	return true;
+}
+
+/* An event: 16 bits of what, 32 of which file descriptor; the frame behind it, an address, does not matter. */
+static void note_event(struct connections *connections, const unsigned char bytes[6])
+{
+	uint16_t event;
+	uint32_t fd;
+
+	memcpy(&event, bytes, sizeof event);
+	memcpy(&fd, bytes + sizeof event, sizeof fd);
+	if (!make_room(connections, fd))
+		return;
+	if (event == ZMQ_EVENT_DISCONNECTED)
+		connections->item[fd].there = false;
+	else
+		connections->item[fd] = (struct connection){ .since = ++connections->clock, .there = true };
+}
+
+void connections_catch_up(struct connections *connections)
+{
+	unsigned char bytes[6];
+	int size;
+
+	while ((size = zmq_recv(connections->events, bytes, sizeof bytes, ZMQ_DONTWAIT)) >= 0 || errno == EINTR) {
+		int more = 0;
+		size_t more_size = sizeof more;
+
+		zmq_getsockopt(connections->events, ZMQ_RCVMORE, &more, &more_size);
+		if (size == sizeof bytes && more)
+			note_event(connections, bytes);
+	}
+}
+
+/* What is known of a file descriptor; NULL: it is no connection. */
+static struct connection *find(struct connections *connections, int fd)
+{
+	if (fd < 0 || (size_t)fd >= connections->n || !connections->item[fd].there)
+		return NULL;
+	return &connections->item[fd];
+}
+
+uint64_t connections_time(struct connections *connections)
+{
+	connections_catch_up(connections);
+	return connections->clock;
+}
+
+bool connections_there(struct connections *connections, int fd, uint64_t time)
+{
+	const struct connection *connection;
+
+	connections_catch_up(connections);
+	connection = find(connections, fd);
+	return connection && connection->since <= time;
+}
+
+void connections_cut(struct connections *connections, int fd)
+{
+	struct connection *connection = find(connections, fd);
+
+	if (!connection)
+		return;
+	shutdown(fd, SHUT_RDWR);
+	connection->there = false;
+}
+
+void connections_cut_user(struct connections *connections, unsigned int user)
+{
+	connections_catch_up(connections);
+	for (size_t fd = 0; fd < connections->n; fd++)
+		if (connections->item[fd].user == user)
+			connections_cut(connections, (int)fd);
+}
+
+/* --- what they send --- */
+
+void connections_note(struct connections *connections, int fd, unsigned int user)
+{
+	struct connection *connection;
+
+	connections_catch_up(connections);
+	connection = find(connections, fd);
+	if (!connection)
+		return; /* it is gone */
+	connection->user = user;
+	connection->whole = true;
+}
+
+/* Bytes that have come over a file descriptor; 0 if it is not TCP. */
+static uint64_t received(int fd)
+{
+	struct tcp_info info;
+	socklen_t size = sizeof info;
+
+	memset(&info, 0, sizeof info);
+	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 ? info.tcpi_bytes_received : 0;
+}
+
+/* Bytes since the last whole message. */
+static uint64_t look(struct connection *connection, int fd, int64_t now_ms)
+{
+	const uint64_t bytes = received(fd);
+
+	if (connection->whole || connection->whole_ms == 0) {
+		connection->whole_ms = now_ms;
+		connection->whole_at = connection->whole ? bytes : 0;
+		connection->whole = false;
+	}
+	return bytes > connection->whole_at ? bytes - connection->whole_at : 0;
+}
+
+void connections_unfinished(struct connections *connections, int64_t now_ms, struct unfinished *ret_unfinished)
+{
+	struct unfinished unfinished = { .fd = -1 };
+
+	connections_catch_up(connections);
+	for (size_t fd = 0; fd < connections->n; fd++) {
+		struct connection *connection = find(connections, (int)fd);
+		const uint64_t bytes = connection ? look(connection, (int)fd, now_ms) : 0;
+
+		unfinished.bytes += bytes;
+		if (bytes <= LITTLE || (unfinished.fd >= 0 && connection->whole_ms >= unfinished.fd_since_ms))
+			continue;
+		unfinished.fd = (int)fd;
+		unfinished.fd_bytes = bytes;
+		unfinished.fd_since_ms = connection->whole_ms;
+	}
+	*ret_unfinished = unfinished;
+}

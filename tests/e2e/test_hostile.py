@@ -1,0 +1,211 @@
+"""Peers that are slow on purpose, never finish, never read or never stop: memory stays bounded and the others go on."""
+import contextlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import zmq
+
+from harness import TIMEOUT, Peer, Receiver, data_frames, pack, same_bytes
+from test_security import Secured
+
+CASE, WINDOW = "seed-46032", 8
+MIB = 1 << 20
+
+
+@pytest.fixture
+def rows(golden):
+    return golden(CASE).rows
+
+
+def connect(address):
+    host, port = address[len("tcp://"):].rsplit(":", 1)
+    return socket.create_connection((host, int(port)))
+
+
+class Throttle:
+    """Stands between one client and the daemon: bytes that the client sends pass only up to a limit, and in steps."""
+
+    def __init__(self, address, limit, step=1 << 20, pause=0):
+        self.limit, self.step, self.pause = limit, step, pause
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.daemon = connect(address)
+        self.passed, self.closed = 0, threading.Event()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        client, _ = self.listener.accept()
+        threading.Thread(target=self.answer, args=(client, ), daemon=True).start()
+        with contextlib.suppress(OSError):
+            while self.passed < self.limit:
+                data = client.recv(min(self.step, self.limit - self.passed))
+                self.daemon.sendall(data)
+                self.passed += len(data)
+                time.sleep(self.pause)
+
+    def answer(self, client):
+        """The daemon's bytes pass until it ends the connection."""
+        with contextlib.suppress(OSError):
+            while data := self.daemon.recv(65536):
+                client.sendall(data)
+        self.closed.set()
+
+    def close(self):
+        self.listener.close()
+        self.daemon.close()
+
+
+@pytest.fixture
+def secured(daemons, tmp_path):
+    secured = Secured(daemons, tmp_path, **{"limits.message_bytes": MIB, "log.level": "info"})
+    secured.let("peer", "write read")
+    return secured
+
+
+def behind(secured, throttle):
+    """A client behind the throttle."""
+    return Peer(secured.daemon, throttle.address, secured.keyring.keys("peer"))
+
+
+def test_a_message_that_never_ends(secured, rows):
+    """A third of a gigabyte in frames that are small enough by themselves: cut, long before it is in memory."""
+    good = secured.peer("peer")
+    want = good.encode(rows)
+    before = secured.daemon.memory()
+    throttle = Throttle(secured.tcp["ingest"], 330 * MIB)
+    bad = behind(secured, throttle)
+    bad.frames(b"s", *[bytes(MIB)] * 340)
+    while not throttle.closed.wait(0.01):
+        assert same_bytes(good.encode(rows), want)
+    assert throttle.passed < 330 * MIB
+    assert secured.daemon.memory() - before < 200 * MIB
+    assert "a connection is cut" in secured.daemon.log()
+    throttle.close()
+
+
+def test_halves_of_messages_then_silence(secured, rows):
+    """Twenty of them; four messages' worth may stay, and who finishes its messages, however slowly, is left alone."""
+    good = secured.peer("peer")
+    want = good.encode(rows)
+    throttles = [Throttle(secured.tcp["ingest"], 900_000) for _ in range(20)]
+    bad = [behind(secured, throttle) for throttle in throttles]
+    for peer in bad:
+        peer.frames(b"s", bytes(MIB))
+    slow = Throttle(secured.tcp["ingest"], 1 << 40, step=1 << 14, pause=0.01)
+    patient = behind(secured, slow)
+    patient.open(b"patient")
+    sent = 0
+    deadline = time.monotonic() + TIMEOUT
+    while sum(t.closed.is_set() for t in throttles) < 16 or sent < 20:
+        assert time.monotonic() < deadline
+        assert same_bytes(good.encode(rows), want)
+        if sent < 20:
+            patient.data(b"patient", np.tile(rows, (5, 1)), pos=5 * sent * len(rows))
+            sent += 1
+    patient.ack(b"patient", next=5 * sent * len(rows))
+    assert not slow.closed.is_set()
+    for throttle in (*throttles, slow):
+        throttle.close()
+
+
+def test_handshakes_that_never_end(daemons, rows):
+    """Hundreds of connections that say nothing, or half of hello: closed after a while, and nobody waits for them."""
+    daemon = daemons(CASE, window=WINDOW, **{"sockets.ingest": ["tcp://127.0.0.1:*"]})
+    address = daemon.ask("status")["sockets"]["ingest"]
+    peer = Peer(daemon, address)
+    want = peer.encode(rows)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
+    loris = [connect(address) for _ in range(300)]
+    for i, connection in enumerate(loris):
+        connection.sendall(greeting[:i % len(greeting)])
+    for connection in loris:
+        assert same_bytes(peer.encode(rows), want)
+        connection.settimeout(TIMEOUT)
+        with contextlib.suppress(ConnectionResetError):
+            while connection.recv(1000):
+                pass
+        connection.close()
+
+
+class Sleeper(Receiver):
+    """A peer that opens streams, makes them owe it acks, and reads none of them."""
+
+    def __init__(self, daemon, n):
+        super().__init__(daemon, zmq.DEALER)
+        for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 1), (zmq.RCVBUF, 4096)):
+            self.socket.setsockopt(option, value)
+        self.socket.connect(daemon.ingest)
+        self.n = n
+        self.ask("open")
+        for _ in range(20):  # more acks than its queue takes
+            self.ask("flush")
+
+    def ask(self, kind):
+        for i in range(self.n):
+            self.socket.send_multipart([b"sleeper-%d" % i, pack({"v": 1, "type": kind})])
+
+
+def test_a_peer_that_never_reads_its_acks(daemons, rows):
+    """Hundreds of streams owe it acks that it leaves lying: the others do not notice."""
+    daemon = daemons(CASE, window=WINDOW, **{"log.level": "info"})
+    good, sleeper = Peer(daemon), Sleeper(daemon, 500)
+    want = good.encode(rows)
+    before = daemon.memory()
+    for _ in range(40):
+        sleeper.ask("flush")
+        assert same_bytes(good.encode(rows), want)
+    assert daemon.memory() - before < 50 * MIB
+    sleeper.close()
+
+
+def test_who_reads_late_is_served_beside_one_who_never_reads(daemons, rows):
+    """Its replies go on as soon as it reads, although acks of the other one fail all the time and the daemon is busy."""
+    daemon = daemons(CASE, window=1, **{"log.level": "info"})
+    good, late, sleeper = Peer(daemon), Receiver(daemon, zmq.DEALER), Sleeper(daemon, 500)
+    want = good.encode(rows)
+    late.socket.setsockopt(zmq.RCVHWM, 1)
+    late.socket.connect(daemon.ingest)
+    many = np.tile(rows, (12000 // len(rows), 1))
+    late.socket.send_multipart([b"late", pack({"v": 1, "type": "open", "reply": True})])
+    late.socket.send_multipart(data_frames(b"late", many))
+    deadline = time.monotonic() + TIMEOUT
+    while not daemon.ask("status")["stalls"]:
+        assert time.monotonic() < deadline
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            assert same_bytes(good.encode(rows[:8]), want[:8])
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert len(late.hidden(b"late", 0, len(many))) == len(many)
+    finally:
+        stop.set()
+        thread.join()
+        sleeper.close()
+
+
+@pytest.mark.parametrize("states", [False, True], ids=["in memory", "on disk"])
+def test_a_hundred_thousand_opens(daemons, rows, tmp_path, states):
+    """As fast as they go: as many streams as allowed, the rest refused by name, and another peer's windows in between."""
+    daemon = daemons(CASE, window=WINDOW, **{"streams.max": 100, "log.level": "info",
+                                             **({"state.dir": str(tmp_path / "states")} if states else {})})
+    flood, good = Peer(daemon), Peer(daemon)
+    good.open(b"good")
+    header = pack({"v": 1, "type": "open"})
+    before = daemon.memory()
+    codes = set()
+    for i in range(100_000):
+        flood.socket.send_multipart([b"flood-%d" % i, header])
+        if i % 1000 == 999:
+            good.data(b"good", rows[:WINDOW], pos=i // 1000 * WINDOW)
+            good.hidden(b"good", i // 1000 * WINDOW, i // 1000 * WINDOW + WINDOW)
+            while message := flood.receive(0):
+                codes.add(message.code)
+    assert codes <= {None, "too_many_streams", "no_credit"} and (states or "too_many_streams" in codes)
+    assert daemon.memory() - before < 50 * MIB
+    assert daemon.ask("status")["streams"] <= 100
