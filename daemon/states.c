@@ -259,16 +259,22 @@ void states_free_slot(struct server *server, struct slot *slot)
 
 /* --- messages that wait --- */
 
+/* Is there room for so much more?  For one message alone there is: such as a state to import, limited by its socket. */
+static bool may_hold(const struct server *server, size_t bytes)
+{
+	return !server->held_bytes || server->held_bytes + bytes <= 4 * server->config->limits.message_bytes;
+}
+
 bool held_add(struct server *server, struct held_list *list, const struct endpoint_message *message, bool router)
 {
 	struct held *held;
-	size_t bytes = 0;
+	size_t bytes = sizeof *held;
 
 	for (size_t i = 0; i < message->n_frames; i++)
 		bytes += message->frame[i].size;
-	if (server->held_bytes && server->held_bytes + bytes > 4 * server->config->limits.message_bytes)
-		return false; /* one alone, such as a state to import, is limited by its socket */
-	held = malloc(sizeof *held + bytes);
+	if (!may_hold(server, bytes))
+		return false;
+	held = malloc(bytes);
 	if (!held)
 		return false;
 	*held = (struct held){ .router = router, .user = message->user, .n_frames = message->n_frames };
@@ -294,6 +300,7 @@ struct held *held_pop(struct server *server, struct held_list *list)
 	list->first = held->next;
 	if (!list->first)
 		list->last = NULL;
+	server->held_bytes -= sizeof *held;
 	for (size_t i = 0; i < held->n_frames; i++)
 		server->held_bytes -= held->size[i];
 	return held;
@@ -320,10 +327,14 @@ struct held_list *waiting_find(struct server *server, const void *id, size_t id_
 struct held_list *waiting_get(struct server *server, const void *id, size_t id_size)
 {
 	struct held_list *list = waiting_find(server, id, id_size);
-	struct waiter *waiter = list ? NULL : calloc(1, sizeof *waiter);
+	struct waiter *waiter;
 
-	if (!waiter)
+	if (list)
 		return list;
+	waiter = may_hold(server, sizeof *waiter) ? calloc(1, sizeof *waiter) : NULL;
+	if (!waiter)
+		return NULL;
+	server->held_bytes += sizeof *waiter;
 	waiter->id_size = id_size;
 	memcpy(waiter->id, id, id_size);
 	waiter->entry.key = waiter->id;
@@ -340,6 +351,7 @@ struct held_list waiting_pop(struct server *server)
 
 	list_remove(&waiter->link);
 	table_remove(&server->waiters, &waiter->entry);
+	server->held_bytes -= sizeof *waiter;
 	free(waiter);
 	return list;
 }

@@ -192,7 +192,7 @@ def test_who_reads_late_is_served_beside_one_who_never_reads(daemons, rows):
 @pytest.mark.parametrize("states", [False, True], ids=["in memory", "on disk"])
 def test_a_hundred_thousand_opens(daemons, rows, tmp_path, states):
     """As fast as they go: as many streams as allowed, the rest refused by name, and another peer's windows in between."""
-    daemon = daemons(CASE, window=WINDOW, **{"streams.max": 100, "log.level": "info",
+    daemon = daemons(CASE, window=WINDOW, **{"streams.max": 100, "log.level": "info", "limits.message_bytes": MIB,
                                              **({"state.dir": str(tmp_path / "states")} if states else {})})
     flood, good = Peer(daemon), Peer(daemon)
     good.open(b"good")
