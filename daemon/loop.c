@@ -346,6 +346,8 @@ static int turn(struct server *server, int64_t due, struct error *err)
 		rc = batch_finish(server, err);
 	if (fd_ready[2])
 		states_collect(server);
+	if (fd_ready[3])
+		server->http_due_ms = 0;
 	for (size_t i = 0; i < n && !rc; i++) {
 		if (!ready[i] || endpoints[i] == server->publish)
 			continue;

@@ -129,7 +129,10 @@ int64_t pages_turn(struct server *server)
 
 	if (!server->http)
 		return INT64_MAX;
-	http_turn(server->http);
-	ms = http_timeout_ms(server->http);
-	return ms < 0 ? INT64_MAX : server->now_ms + ms;
+	if (server->now_ms >= server->http_due_ms) {
+		http_turn(server->http);
+		ms = http_timeout_ms(server->http);
+		server->http_due_ms = ms < 0 ? INT64_MAX : server->now_ms + ms;
+	}
+	return server->http_due_ms;
 }

@@ -13,7 +13,7 @@ struct server;
 /* Listen, unless metrics.listen is empty: then *ret_http becomes NULL. */
 int pages_open(struct server *server, struct http **ret_http, struct error *err);
 
-/* Once a turn of the loop: answer what came.  Returns when to call again: monotonic milliseconds. */
+/* Once a turn of the loop: answer what came by server->http_due_ms, which is returned. */
 int64_t pages_turn(struct server *server);
 
 #endif

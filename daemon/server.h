@@ -135,6 +135,7 @@ struct server {
 	int signal_fd;
 	struct service service;
 	struct http *http;    /* NULL: metrics.listen is empty */
+	int64_t http_due_ms;  /* when it has something to do */
 	struct log_tap refusals, drops;
 	struct stats stats;
 	struct metrics metrics;

@@ -128,10 +128,11 @@ void service_stopping(struct server *server)
 static void pat(struct server *server)
 {
 	struct service *service = &server->service;
-	int64_t stuck_ms = (int64_t)(lanes_stuck_ns(server) / 1000000u);
+	int64_t stuck_ms;
 
 	if (server->now_ms < service->pat_ms)
 		return;
+	stuck_ms = (int64_t)(lanes_stuck_ns(server) / 1000000u);
 	service->pat_ms = server->now_ms + service->watchdog_ms / 4;
 	if (stuck_ms < service->watchdog_ms) {
 		systemd_notify("WATCHDOG=1");

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install what Debian 12 lacks for building mamba2d; with --example also what the ECG example needs, with --tests what
-# the tests need.  Does nothing where all of it is there, so that it needs neither root nor network then.
+# the tests need; those of the metrics and of the page over HTTP also use chromium and promtool (Debian: prometheus),
+# where they are installed.  Does nothing where all of it is there, so that it needs neither root nor network then.
 set -eu
 
 packages="gcc libc6-dev make autoconf automake pkg-config libzmq3-dev libmsgpack-dev libyaml-dev libjansson-dev"
