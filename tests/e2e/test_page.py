@@ -20,7 +20,7 @@ from test_metrics import address
 CASE, WINDOW = "seed-46032", 16
 CHROMIUM = shutil.which("chromium")
 PICTURE = os.environ.get("MAMBA2D_SCREENSHOT")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium")
+pytestmark = [pytest.mark.skipif(not CHROMIUM, reason="no chromium"), pytest.mark.native]
 
 
 class Browser:
