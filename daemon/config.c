@@ -596,22 +596,23 @@ void config_print(const struct config *config, FILE *file)
 	char section[64] = "";
 
 	for (size_t i = 0; i < N_KEYS; i++) {
-		const char *dot = strchr(config_keys[i].name, '.');
-		int length = dot ? (int)(dot - config_keys[i].name) : 0;
+		const struct key *key = &config_keys[i];
+		const char *dot = strchr(key->name, '.');
+		int length = dot ? (int)(dot - key->name) : 0;
 		const char *indent = dot ? "  " : "";
 
-		if (strncmp(section, config_keys[i].name, (size_t)length) || section[length] || !i) {
-			snprintf(section, sizeof section, "%.*s", length, config_keys[i].name);
+		if (strncmp(section, key->name, (size_t)length) || section[length] || !i) {
+			snprintf(section, sizeof section, "%.*s", length, key->name);
 			fprintf(file, length ? "\n%s:\n" : "%s", section);
 		}
 		if (!dot)
 			fputc('\n', file);
-		fprintf(file, "%s# %s", indent, config_keys[i].help);
-		if (config_keys[i].kind == KIND_UINT)
-			fprintf(file, "; %" PRIu64 " to %" PRIu64, config_keys[i].least, config_keys[i].most);
-		fprintf(file, "%s. Default: %s\n%s%s: ", config_keys[i].live ? "; live" : "", *config_keys[i].fallback ? config_keys[i].fallback : "none", indent,
-			dot ? dot + 1 : config_keys[i].name);
-		print_value(&config_keys[i], (const char *)config + config_keys[i].offset, file);
+		fprintf(file, "%s# %s", indent, key->help);
+		if (key->kind == KIND_UINT)
+			fprintf(file, "; %" PRIu64 " to %" PRIu64, key->least, key->most);
+		fprintf(file, "%s. Default: %s\n", key->live ? "; live" : "", *key->fallback ? key->fallback : "none");
+		fprintf(file, "%s%s: ", indent, dot ? dot + 1 : key->name);
+		print_value(key, (const char *)config + key->offset, file);
 		fputc('\n', file);
 	}
 }
