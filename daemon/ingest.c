@@ -569,10 +569,12 @@ void ingest_message(struct server *server, bool router, const struct endpoint_me
 		return;
 	rc = parse(server, router, message, &arrival, &error);
 	if (!rc)
-		rc = security_check_message(server, message->user, &arrival.message, arrival.id, arrival.id_size, &error);
+		rc = security_check_message(server, message->user, &arrival.message, arrival.id, arrival.id_size,
+					    &error);
 	if (!rc) {
 		arrival.peer = router ? peer_get(server, arrival.identity, arrival.identity_size) : &server->publishers;
-		rc = arrival.peer ? limits_identify(server, arrival.peer, message->user, &error) : error_memory(&error, "peer");
+		rc = arrival.peer ? limits_identify(server, arrival.peer, message->user, &error)
+				  : error_memory(&error, "peer");
 		if (!rc)
 			rc = check_rate(server, &arrival, &error);
 		if (!rc)

@@ -65,7 +65,8 @@ int limits_count_message(struct server *server, struct peer *peer, struct error 
 	}
 	if (++account->messages <= most)
 		return 0;
-	return error_set(err, REFUSED_NO_CREDIT, "more than %" PRIu64 " messages in a second: send it again later", most);
+	return error_set(err, REFUSED_NO_CREDIT, "more than %" PRIu64 " messages in a second: send it again later",
+			 most);
 }
 
 int limits_check_streams(const struct server *server, const struct peer *peer, const struct stream *stream,

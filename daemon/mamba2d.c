@@ -24,7 +24,7 @@ static const char usage[] =
 	"\n"
 	"Examples:\n"
 	"  mamba2d -s model=/srv/mamba2-130m\n"
-	"  mamba2d -c /etc/mamba2d.yaml -s window=64 -s 'sockets.ingest=[\"tcp://127.0.0.1:5701\", \"ipc:///run/in\"]'\n";
+	"  mamba2d -c /etc/mamba2d.yaml -s window=64 -s 'sockets.ingest=[\"tcp://[::1]:5701\", \"ipc:///run/in\"]'\n";
 
 enum mode { MODE_RUN, MODE_CHECK, MODE_PRINT, MODE_LEAVE };
 

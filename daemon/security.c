@@ -37,8 +37,8 @@ static int check_address(const struct config *config, const char *key, const cha
 	if (!open || config->security.insecure)
 		return 0;
 	if (!tcp)
-		return error_set(err, ERR_ARGUMENT, "%s: \"%s\" has no file mode and is open to every user of this machine: "
-				 "use a path, or write security.insecure: true", key, text);
+		return error_set(err, ERR_ARGUMENT, "%s: \"%s\" has no file mode and is open to every user of this "
+				 "machine: use a path, or write security.insecure: true", key, text);
 	return error_set(err, ERR_ARGUMENT, "%s: \"%s\" is not on loopback: set security.secret_key and "
 			 "security.authorized_keys, or write security.insecure: true", key, text);
 }
@@ -55,7 +55,8 @@ int security_check(const struct config *config, struct error *err)
 
 	if (config->security.secret_key[0] && !config->security.authorized_keys[0])
 		return error_set(err, ERR_ARGUMENT,
-				 "security.authorized_keys: expected the file of keys to let in, beside security.secret_key");
+				 "security.authorized_keys: expected the file of keys to let in, beside "
+				 "security.secret_key");
 	if (!config->security.secret_key[0] && config->security.authorized_keys[0])
 		return error_set(err, ERR_ARGUMENT,
 				 "security.secret_key: expected a key file, beside security.authorized_keys");
@@ -169,8 +170,8 @@ int security_check_message(const struct server *server, unsigned user, const str
 }
 
 /*
- * A subscription within what the user may read is granted as it is; one that goes beyond is granted for the part that it
- * may read.  That part stays until the connection ends: another subscription may be the reason for it as well, and SUB
+ * A subscription within what the user may read is granted as it is, one that goes beyond for the part that it may
+ * read.  That part stays until the connection ends: another subscription may be the reason for it as well, and SUB
  * sockets drop what they did not ask for.
  */
 static int grant(struct subscribers *subscribers, const struct rights *rights, const struct subscription *asked,
@@ -203,13 +204,21 @@ int security_subscriptions(struct server *server, struct error *err)
 	return rc;
 }
 
-/* Cut the subscribers whose rights to read change: they come again, and get what they may read now. */
-static void cut_subscribers(struct server *server, const struct rights *before)
+/* Cut those who are no longer let in, and subscribers whose right to read changes: these come again, with what is left. */
+static void cut_connections(struct server *server, const struct rights *before)
 {
-	for (unsigned user = 1; user <= rights_users(before); user++)
-		if (!rights_same(before, server->security.rights, user, RIGHT_READ) ||
-		    !rights_known(server->security.rights, user))
+	struct endpoint *const endpoints[] = { server->publish, server->control, server->ingest, server->subscribe };
+	const struct rights *now = server->security.rights;
+
+	for (unsigned user = 1; user <= rights_users(before); user++) {
+		if (!rights_known(before, user))
+			continue;
+		if (!rights_same(before, now, user, RIGHT_READ))
 			connections_cut_user(endpoint_connections(server->publish), user);
+		for (size_t i = 0; i < sizeof endpoints / sizeof endpoints[0] && !rights_known(now, user); i++)
+			if (endpoints[i])
+				connections_cut_user(endpoint_connections(endpoints[i]), user);
+	}
 }
 
 void security_replace(struct server *server, struct rights *rights)
@@ -218,7 +227,7 @@ void security_replace(struct server *server, struct rights *rights)
 	struct table_entry *entry = NULL;
 
 	server->security.rights = rights;
-	cut_subscribers(server, before);
+	cut_connections(server, before);
 	rights_free(before);
 	while ((entry = table_next(&server->streams, entry))) {
 		struct stream *stream = list_entry(entry, struct stream, entry);

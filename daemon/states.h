@@ -184,7 +184,7 @@ bool held_add(struct server *server, struct held_list *list, const struct endpoi
 struct held *held_pop(struct server *server, struct held_list *list); /* free with free */
 void held_message(const struct held *held, struct endpoint_message *ret_message);
 
-/* The messages of a stream id that wait for room; NULL if none do.  waiting_get makes a place; NULL: too much is held. */
+/* The messages of a stream id that wait for room; NULL: none do.  waiting_get makes a place; NULL: too much is held. */
 struct held_list *waiting_find(struct server *server, const void *id, size_t id_size);
 struct held_list *waiting_get(struct server *server, const void *id, size_t id_size);
 struct held_list waiting_pop(struct server *server); /* of the stream that waits longest; there is one */

@@ -1,7 +1,7 @@
 /*
  * Connections under watch: see connections.h.  A monitor tells which file descriptors are connections.  Its events are
- * sent before what follows from them: whoever is told the time at its handshake was connected by then, and a message of a
- * file descriptor that was connected later is a dead connection's.
+ * sent before what follows from them: whoever is told the time at its handshake was connected by then, and a message of
+ * a file descriptor that was connected later is a dead connection's.
  */
 #include "protocol/connections.h"
 
@@ -21,6 +21,7 @@
 struct connection {
 	uint64_t since; /* by the clock */
 	bool there;
+	bool unwanted;     /* the next one is to be cut */
 	bool whole;        /* a whole message came since the last look, */
 	uint64_t whole_at; /* and the last of them when so many bytes had come, */
 	int64_t whole_ms;  /* at this time; 0: not looked at yet */
@@ -93,6 +94,7 @@ static bool make_room(struct connections *connections, size_t fd)
 /* An event: 16 bits of what, 32 of which file descriptor; the frame behind it, an address, does not matter. */
 static void note_event(struct connections *connections, const unsigned char bytes[6])
 {
+	bool unwanted;
 	uint16_t event;
 	uint32_t fd;
 
@@ -100,10 +102,14 @@ static void note_event(struct connections *connections, const unsigned char byte
 	memcpy(&fd, bytes + sizeof event, sizeof fd);
 	if (!make_room(connections, fd))
 		return;
-	if (event == ZMQ_EVENT_DISCONNECTED)
+	if (event == ZMQ_EVENT_DISCONNECTED) {
 		connections->item[fd].there = false;
-	else
-		connections->item[fd] = (struct connection){ .since = ++connections->clock, .there = true };
+		return;
+	}
+	unwanted = connections->item[fd].unwanted;
+	connections->item[fd] = (struct connection){ .since = ++connections->clock, .there = true };
+	if (unwanted)
+		connections_cut(connections, (int)fd);
 }
 
 void connections_catch_up(struct connections *connections)
@@ -152,6 +158,14 @@ void connections_cut(struct connections *connections, int fd)
 		return;
 	shutdown(fd, SHUT_RDWR);
 	connection->there = false;
+}
+
+void connections_cut_next(struct connections *connections, int fd)
+{
+	if (find(connections, fd))
+		connections_cut(connections, fd);
+	else if (fd >= 0 && make_room(connections, (size_t)fd))
+		connections->item[fd].unwanted = true;
 }
 
 void connections_cut_user(struct connections *connections, unsigned int user)

@@ -1,7 +1,7 @@
 /*
- * The connections of a ZeroMQ socket with keys, by their file descriptors: since when each is there, whose it is, and how
- * much it has sent that is no whole message yet.  ZeroMQ keeps a multipart message until its last frame has come, however
- * many there are; only here shows how much that is.
+ * The connections of a ZeroMQ socket with keys, by their file descriptors: since when each is there, whose it is, and
+ * how much it has sent that is no whole message yet.  ZeroMQ keeps a multipart message until its last frame has come,
+ * however many there are; only here shows how much that is.
  */
 #ifndef PROTOCOL_CONNECTIONS_H
 #define PROTOCOL_CONNECTIONS_H
@@ -31,12 +31,15 @@ bool connections_there(struct connections *connections, int fd, uint64_t time);
 void connections_note(struct connections *connections, int fd, unsigned int user);
 
 void connections_cut(struct connections *connections, int fd); /* if it is there */
+
+/* The same, or if none is there the next one: ZeroMQ may tell of a connection a little after it has sent something. */
+void connections_cut_next(struct connections *connections, int fd);
 void connections_cut_user(struct connections *connections, unsigned int user);
 
 /* What has come over TCP since the last whole message, when all whole messages have been received. */
 struct unfinished {
 	uint64_t bytes;      /* of all connections */
-	int fd;              /* of those with more than a little, the one whose last whole message is the longest ago; or -1 */
+	int fd;              /* of those with more than a little, whose last whole message is the longest ago; or -1 */
 	uint64_t fd_bytes;
 	int64_t fd_since_ms;
 };

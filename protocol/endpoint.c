@@ -350,7 +350,7 @@ static unsigned int user_of(const struct endpoint *endpoint, struct endpoint_sto
 	if (!id || !zap_read_user(id, &user, &time))
 		return ENDPOINT_NOBODY;
 	if (addressed) {
-		/* Routing ids that ZeroMQ makes begin with a zero byte.  One that was chosen could be another peer's. */
+		/* Routing ids that ZeroMQ makes begin with a zero byte.  One that was chosen could be another's. */
 		routing_id = zmq_msg_data(&storage->kept[0]);
 		if (zmq_msg_size(&storage->kept[0]) == 0 || routing_id[0] != '\0')
 			return ENDPOINT_NOBODY;

@@ -43,7 +43,7 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 		 struct endpoint **ret_endpoint, struct error *err);
 void endpoint_free(struct endpoint *endpoint, int linger_ms);
 
-/* With a secret_key: the endpoint's connections, and if it publishes its subscribers, which get what they are granted. */
+/* With a secret_key: the connections, and of ENDPOINT_PUBLISH the subscribers, which get what they are granted. */
 struct connections *endpoint_connections(struct endpoint *endpoint);
 struct subscribers *endpoint_subscribers(struct endpoint *endpoint);
 
@@ -104,7 +104,8 @@ int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames
 
 /*
  * Wait until one of the endpoints with wanted[i] can be received from, one of the file descriptors can be read, or
- * timeout_ms have passed (-1: for ever).  ready[i] and fd_ready[i] say which; a descriptor of -1 never can.  A signal ends the wait early.
+ * timeout_ms have passed (-1: for ever).  ready[i] and fd_ready[i] say which; a descriptor of -1 never can.  A signal
+ * ends the wait early.
  */
 int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n_endpoints,
 		  const int *fds, bool *fd_ready, size_t n_fds, int timeout_ms, struct error *err);

@@ -64,7 +64,7 @@ static bool judge(struct subscribers *subscribers, struct subscription *subscrip
 	if (!id || !zap_read_user(id, &subscription->user, &time))
 		return false; /* ZeroMQ's own message that a connection is gone, which takes back what it had */
 	if (!connections_there(subscribers->connections, fd, time) || subscribers->in_doubt) {
-		connections_cut(subscribers->connections, fd);
+		connections_cut_next(subscribers->connections, fd);
 		return false;
 	}
 	connections_note(subscribers->connections, fd, subscription->user);

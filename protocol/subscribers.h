@@ -4,8 +4,8 @@
  * ZeroMQ has a manual mode for that, in which a subscription is granted to the sender of the message received last.
  * Up to 4.3.4 it remembers that sender by a pointer, also when the connection is gone; and a message that is no
  * subscription puts the senders of those behind it out of step.  So only a subscription whose sender is certainly there
- * (connections.h) and certainly the one comes out; in doubt the connection is cut, which makes the subscriber connect and
- * ask again.
+ * (connections.h) and certainly the one comes out; in doubt the connection is cut, which makes the subscriber connect
+ * and ask again.
  */
 #ifndef PROTOCOL_SUBSCRIBERS_H
 #define PROTOCOL_SUBSCRIBERS_H

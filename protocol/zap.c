@@ -13,7 +13,7 @@ enum { FRAME_VERSION, FRAME_REQUEST, FRAME_DOMAIN, FRAME_ADDRESS, FRAME_ROUTING_
 
 int zap_open(struct endpoint_context *context, struct endpoint **ret_zap, struct error *err)
 {
-	const struct endpoint_options options = { .message_bytes = 1024, .send_high_water = 0, .receive_high_water = 0 };
+	const struct endpoint_options options = { .message_bytes = 1024 }; /* and as many messages as come */
 	struct endpoint *zap;
 	int status = endpoint_new(context, ENDPOINT_ZAP, &options, &zap, err);
 

@@ -596,7 +596,7 @@ class Client:
                 messages.append(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
         except zmq.Again:
             pass
-        if self._next_event(self._lost, "ingest", 0):  # some messages may be for the new peer that we are; all come again
+        if self._next_event(self._lost, "ingest", 0):  # messages may be for the new peer that we are; all come again
             self._connect()
             return False
         for name, header, *payload in messages:

@@ -421,12 +421,12 @@ def test_a_key_that_is_added_comes_in_and_one_that_is_removed_is_cut_off(secured
     events = goes.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | AUTH)
     secured.keyring.remove("goes")
     secured.reload()
-    goes.data(b"goes", rows[5:])
     kinds = []
     while kinds[-1:] != [AUTH]:
         assert events.poll(TIMEOUT * 1000), (kinds, secured.daemon.log())
         kinds.append(recv_monitor_message(events)["event"])
     assert ends == [AUTH] and kinds[0] == zmq.EVENT_DISCONNECTED
+    goes.data(b"goes", rows[5:])
     stays.data(b"stays", rows[5:], end=True)
     assert same_bytes(stays.hidden(b"stays", 0, len(rows)), Peer(secured.daemon).encode(rows))
     assert {s["stream"]: s["next"] for s in secured.daemon.ask("streams")["streams"]} == {b"goes": 5}
@@ -539,7 +539,7 @@ def test_subscribers_that_vanish_at_once(secured, rows):
 
 
 def test_messages_that_are_no_subscriptions_mislead_nobody(secured, rows):
-    """They put ZeroMQ's own book of who subscribes to what out of step: one peer must not get what another asked for."""
+    """They put ZeroMQ's own book of subscriptions out of step: one peer must not get what another asked for."""
     secured.keyring.add("reader", "read=secret")
     secured.keyring.add("liar", "read=public")
     secured.reload()
@@ -588,7 +588,8 @@ def test_mamba2ctl_shows_keys(secured, rows, tmp_path):
     assert refused.returncode == 4 and "does not let this key in" in refused.stderr
     for wrong, message in ((["--key", keys[1]], "go together"),
                            (["--key", ring.own + ".pub", "--server-key", ring.own + ".pub"], "a secret key is for"),
-                           (["--key", ring.own, "--server-key", ring.own], "holds a secret-key, expected a public-key")):
+                           (["--key", ring.own, "--server-key", ring.own],
+                            "holds a secret-key, expected a public-key")):
         result = ctl("status", "--control", secured.tcp["control"], *wrong)
         assert result.returncode and message in result.stderr, result.stderr
 
@@ -642,7 +643,8 @@ def start(*settings, check=True):
 
 
 OPEN = ["tcp://0.0.0.0:5701", "tcp://*:5701", "'tcp://[::]:5701'", "tcp://eth0:5701", "tcp://192.168.1.2:5701",
-        "tcp://127.0.0.1.example.org:5701", '">tcp://sensor:5700"', "'tcp://localhost.example.org:1'", "ipc://@abstract"]
+        "tcp://127.0.0.1.example.org:5701", '">tcp://sensor:5700"', "'tcp://localhost.example.org:1'",
+        "ipc://@abstract"]
 
 
 @pytest.mark.parametrize("key_", ["ingest", "subscribe", "publish", "control"])
