@@ -1,0 +1,124 @@
+/* See fake_device.h. */
+#include "tests/fake_device.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/device.h"
+
+#define DEPTH 2
+
+struct cache {
+	uint32_t state;
+};
+
+static int fake_open(const struct model *model, const struct device_options *options, struct device **ret_device,
+		     struct error *err)
+{
+	struct device *fake = calloc(1, sizeof *fake);
+
+	if (!fake)
+		return error_memory(err, "device");
+	*fake = (struct device){
+		.backend = &backend_cpu, .model = model, .window = options->window, .max_rows = 4 * options->window,
+		.max_segments = 4, .n_outputs = 1, .output_dtype = options->output_dtype,
+		.precision = PRECISION_FLOAT32, .depth = DEPTH, .description = "fake"
+	};
+	*ret_device = fake;
+	return 0;
+}
+
+static void fake_close(struct device *device)
+{
+	free(device);
+}
+
+static int fake_cache_new(struct device *device, struct cache **ret_cache, struct error *err)
+{
+	(void)device;
+	*ret_cache = calloc(1, sizeof **ret_cache);
+	return *ret_cache ? 0 : error_memory(err, "cache");
+}
+
+static void fake_cache_free(struct device *device, struct cache *cache)
+{
+	(void)device;
+	free(cache);
+}
+
+static int fake_export(struct device *device, const struct cache *cache, float *state, struct error *err)
+{
+	(void)err;
+	memset(state, 0, shape_cache_floats(&device->model->shape) * sizeof *state);
+	state[0] = (float)cache->state;
+	return 0;
+}
+
+static int fake_import(struct device *device, struct cache *cache, const float *state, struct error *err)
+{
+	(void)device;
+	(void)err;
+	cache->state = (uint32_t)state[0];
+	return 0;
+}
+
+static void *fake_host_alloc(struct device *device, size_t bytes)
+{
+	(void)device;
+	return malloc(bytes);
+}
+
+static void fake_host_free(struct device *device, void *memory)
+{
+	(void)device;
+	free(memory);
+}
+
+static void run_segment(const struct device *device, const struct segment *segment)
+{
+	const size_t columns = device->model->shape.hidden_size;
+	uint32_t state = segment->cache->state;
+
+	for (size_t row = 0; row < segment->rows; row++) {
+		const struct window *window = &segment->windows[row / device->window];
+		const size_t at = row % device->window * columns;
+		float *hidden = (float *)window->hidden + at;
+
+		state = fake_step(state, window->rows[at]);
+		memset(hidden, 0, columns * sizeof *hidden);
+		hidden[0] = (float)state;
+		if ((row + 1) % device->window == 0)
+			segment->cache->state = state;
+	}
+}
+
+static int fake_submit(struct device *device, const struct batch *batch, struct error *err)
+{
+	(void)err;
+	for (size_t i = 0; i < batch->n_segments; i++)
+		run_segment(device, &batch->segments[i]);
+	return 0;
+}
+
+static int fake_wait(struct device *device, struct error *err)
+{
+	(void)device;
+	(void)err;
+	return 0;
+}
+
+static int none_open(const struct model *model, const struct device_options *options, struct device **ret_device,
+		     struct error *err)
+{
+	(void)model;
+	(void)options;
+	(void)ret_device;
+	return error_set(err, ERR_UNSUPPORTED, "device cuda: none here");
+}
+
+const struct backend backend_cpu = {
+	.name = "cpu", .open = fake_open, .close = fake_close, .cache_new = fake_cache_new,
+	.cache_free = fake_cache_free, .cache_export = fake_export, .cache_import = fake_import,
+	.host_alloc = fake_host_alloc, .host_free = fake_host_free, .submit = fake_submit, .wait = fake_wait
+};
+const struct backend backend_cuda = { .name = "cuda", .open = none_open };

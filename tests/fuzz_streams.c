@@ -1,0 +1,550 @@
+/*
+ * The stream table under random sequences of messages, time, evictions and restarts.
+ *
+ * The input is a list of things to do.  Two peers feed four streams as PROTOCOL.md tells a client that must lose nothing:
+ * they keep rows from `durable` on, confirm what they have, and open with `from` after every reconnect.  Whatever
+ * happens, each hidden state is the right one, in order, and none is missing; on the publish socket none comes twice in a
+ * run; `next` is never before the `durable` told; and in the end every stream ends.  A kill is a restart from a copy of
+ * the state folder as it was at that instant.
+ */
+#include <dirent.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "daemon/server.h"
+#include "protocol/control.h"
+#include "tests/fake_device.h"
+#include "tests/fake_endpoint.h"
+#include "tests/fuzz.h"
+
+#define STREAMS 4
+#define PEERS 2
+#define COLUMNS 64
+#define MOST_ROWS 400  /* of a stream in an epoch */
+#define MOST_RESTARTS 6
+#define MOST_TURNS 20000 /* without anything new, until it counts as never */
+
+struct feed {
+	uint64_t epoch, sent, have, durable;
+	bool fed;     /* to be opened on every connection */
+	bool is_open; /* that was answered */
+	bool asked;   /* for the end */
+	bool ended;
+};
+
+static struct feed feeds[STREAMS];
+static unsigned generation[PEERS]; /* of the connection */
+static bool slow[PEERS];           /* does not read */
+static struct { bool known; uint64_t epoch, next; } published[STREAMS];
+
+static const uint8_t *input;
+static size_t input_left;
+static struct server server;
+static char folder[64];
+static unsigned folders;
+static enum { GO_ON, KILLED, TERMINATED, FINISHED } ending;
+static bool finishing;
+static unsigned restarts, turns;
+static uint64_t ahead_ns; /* of the real clock */
+
+/* Time is what the test says it is, for the daemon as well. */
+int clock_gettime(clockid_t clock, struct timespec *time)
+{
+	const long rc = syscall(SYS_clock_gettime, clock, time);
+	const uint64_t ns = (uint64_t)time->tv_nsec + ahead_ns % 1000000000u;
+
+	time->tv_sec += (time_t)(ahead_ns / 1000000000u + ns / 1000000000u);
+	time->tv_nsec = (long)(ns % 1000000000u);
+	return (int)rc;
+}
+
+static uint8_t next_byte(void)
+{
+	if (!input_left)
+		return 0;
+	input_left--;
+	return *input++;
+}
+
+/* --- what is right --- */
+
+static float row_of(size_t stream, uint64_t epoch, uint64_t pos)
+{
+	return (float)((stream * 7 + epoch * 13 + pos * 31) & 0xff);
+}
+
+static void check_rows(size_t stream, const struct message *message, const void *payload, size_t size)
+{
+	uint32_t state = 0;
+
+	must(message->columns == COLUMNS && size == message->rows * COLUMNS * sizeof(float));
+	must(message->pos + message->rows <= MOST_ROWS);
+	for (uint64_t pos = 0; pos < message->pos + message->rows; pos++) {
+		float value;
+
+		state = fake_step(state, row_of(stream, message->epoch, pos));
+		if (pos < message->pos)
+			continue;
+		memcpy(&value, (const float *)payload + (pos - message->pos) * COLUMNS, sizeof value);
+		must(value == (float)state);
+	}
+}
+
+static void check_published(size_t stream, const struct message *message)
+{
+	must(!published[stream].known || message->epoch >= published[stream].epoch);
+	if (published[stream].known && published[stream].epoch == message->epoch)
+		must(message->pos == published[stream].next);
+	published[stream].known = !message->end;
+	published[stream].epoch = message->epoch;
+	published[stream].next = message->pos + message->rows;
+}
+
+/* --- what peers send --- */
+
+static size_t identity_of(size_t peer, char identity[16])
+{
+	return (size_t)snprintf(identity, 16, "p%zu-%u", peer, generation[peer]);
+}
+
+static void send_message(size_t stream, struct message *message, uint64_t rows)
+{
+	const char id = (char)('a' + stream);
+	unsigned char header[MESSAGE_HEADER_MAX];
+	static float payload[MOST_ROWS * COLUMNS];
+	char identity[16];
+	struct fake_frame frames[4] = { { identity, identity_of(stream % PEERS, identity) }, { &id, 1 } };
+
+	message->epoch = feeds[stream].epoch;
+	for (uint64_t i = 0; i < rows; i++)
+		payload[i * COLUMNS] = row_of(stream, message->epoch, message->pos + i);
+	frames[2] = (struct fake_frame){ header, message_encode(message, header) };
+	frames[3] = (struct fake_frame){ payload, rows * COLUMNS * sizeof *payload };
+	fake_send(ENDPOINT_INGEST, frames, message->type == MESSAGE_DATA ? 4 : 3);
+}
+
+static void open_feed(size_t stream)
+{
+	struct feed *feed = &feeds[stream];
+
+	feed->fed = true;
+	feed->is_open = feed->asked = false;
+	send_message(stream, &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_from = true,
+						.from = feed->have }, 0);
+}
+
+static void send_rows(size_t stream, uint64_t pos, uint64_t rows, bool flush, bool end, bool got)
+{
+	struct feed *feed = &feeds[stream];
+
+	if (!feed->is_open) {
+		if (!feed->fed)
+			open_feed(stream);
+		return;
+	}
+	if (pos + rows > MOST_ROWS - 1)
+		rows = pos < MOST_ROWS - 1 ? MOST_ROWS - 1 - pos : 0;
+	if (!rows && !end && !flush)
+		return;
+	send_message(stream, &(struct message){ .type = MESSAGE_DATA, .has_pos = true, .pos = pos, .has_shape = true,
+						.rows = rows, .columns = COLUMNS, .dtype = DTYPE_FLOAT32,
+						.flush = flush, .end = end, .has_got = got, .got = feed->have }, rows);
+	feed->asked |= end;
+	if (pos == feed->sent)
+		feed->sent += rows;
+}
+
+static void next_epoch(size_t stream)
+{
+	feeds[stream] = (struct feed){ .epoch = feeds[stream].epoch + 1 };
+}
+
+static void reconnect(size_t peer)
+{
+	generation[peer]++;
+	for (size_t stream = peer; stream < STREAMS; stream += PEERS)
+		if (feeds[stream].fed)
+			open_feed(stream);
+}
+
+/* --- what they get --- */
+
+static void take_ack(size_t stream, const struct message *ack)
+{
+	struct feed *feed = &feeds[stream];
+
+	must(ack->done <= ack->next && ack->durable <= ack->next && ack->next <= MOST_ROWS);
+	must(feed->durable <= ack->next);
+	if (!feed->is_open) {
+		feed->is_open = true;
+		feed->sent = ack->next;
+	}
+	must(ack->done <= feed->have);
+	if (ack->durable > feed->durable)
+		feed->durable = ack->durable;
+}
+
+static void take_hidden(size_t stream, const struct message *hidden)
+{
+	struct feed *feed = &feeds[stream];
+	const uint64_t stop = hidden->pos + hidden->rows;
+
+	must(hidden->pos <= feed->have);
+	if (stop > feed->have)
+		feed->have = stop;
+	if (!hidden->end)
+		return;
+	send_message(stream, &(struct message){ .type = MESSAGE_CLOSE, .has_got = true, .got = feed->have }, 0);
+	if (finishing)
+		feed->ended = true;
+	else
+		next_epoch(stream);
+	feed->fed = false;
+}
+
+static void take_error(size_t stream, const struct message *error)
+{
+	struct feed *feed = &feeds[stream];
+
+	switch (error->code) {
+	case REFUSED_GAP:
+	case REFUSED_NO_CREDIT:
+		if (!feed->is_open || !error->has_expected)
+			break;
+		must(error->expected >= feed->durable);
+		feed->sent = error->expected;
+		feed->asked = false;
+		break;
+	case REFUSED_DENIED: /* of a message on its way while the stream was opened on another connection */
+		open_feed(stream);
+		break;
+	case REFUSED_TOO_MANY_STREAMS:
+		feed->fed = feed->is_open = false;
+		break;
+	case REFUSED_SHUTTING_DOWN:
+	case REFUSED_CLOSED:
+		break;
+	default:
+		must(false);
+	}
+}
+
+static enum endpoint_sent take_reply(const struct endpoint_frame *frames, size_t n)
+{
+	struct message message;
+	struct error err;
+	char identity[16];
+	size_t stream, peer;
+
+	if (frames[0].size == 1) /* the stranger */
+		return ENDPOINT_SENT;
+	stream = (size_t)(*(const char *)frames[1].data - 'a');
+	peer = stream % PEERS;
+	if (frames[0].size != identity_of(peer, identity) || memcmp(frames[0].data, identity, frames[0].size) != 0)
+		return ENDPOINT_GONE;
+	if (slow[peer] && !finishing)
+		return ENDPOINT_FULL;
+	must(!message_decode(frames[2].data, frames[2].size, &message, &err));
+	if (message.type == MESSAGE_HIDDEN)
+		check_rows(stream, &message, n > 3 ? frames[3].data : "", n > 3 ? frames[3].size : 0);
+	if (message.type == MESSAGE_ERROR)
+		take_error(stream, &message);
+	else if (message.epoch != feeds[stream].epoch || !feeds[stream].fed)
+		return ENDPOINT_SENT; /* of an earlier life */
+	else if (message.type == MESSAGE_ACK)
+		take_ack(stream, &message);
+	else
+		take_hidden(stream, &message);
+	return ENDPOINT_SENT;
+}
+
+static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_frame *frames, size_t n)
+{
+	struct message message;
+	struct error err;
+	size_t stream;
+
+	turns = 0;
+	if (kind == ENDPOINT_INGEST)
+		return take_reply(frames, n);
+	if (kind != ENDPOINT_PUBLISH)
+		return ENDPOINT_SENT;
+	stream = (size_t)(*(const char *)frames[0].data - 'a');
+	must(!message_decode(frames[1].data, frames[1].size, &message, &err));
+	if (message.type == MESSAGE_HIDDEN) {
+		check_rows(stream, &message, n > 2 ? frames[2].data : "", n > 2 ? frames[2].size : 0);
+		check_published(stream, &message);
+	} else if (message.event == EVENT_CLOSED || message.event == EVENT_RESET) {
+		published[stream].known = false;
+	}
+	return ENDPOINT_SENT;
+}
+
+/* --- what happens --- */
+
+static void copy_file(const char *from, const char *to)
+{
+	FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+	char buffer[1 << 16];
+	size_t n;
+
+	must(out);
+	while (in && (n = fread(buffer, 1, sizeof buffer, in)) > 0)
+		must(fwrite(buffer, 1, n, out) == n);
+	if (in) /* else it was removed under our feet */
+		fclose(in);
+	else
+		unlink(to);
+	must(!fclose(out));
+}
+
+static void each_file(const char *other, void (*visit)(const char *path, const char *other))
+{
+	DIR *dir = opendir(folder);
+	const struct dirent *entry;
+
+	must(dir);
+	while ((entry = readdir(dir))) {
+		char path[400], target[400];
+
+		if (entry->d_name[0] == '.' && strchr("./", entry->d_name[1]))
+			continue;
+		snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+		snprintf(target, sizeof target, "%s/%s", other, entry->d_name);
+		visit(path, target);
+	}
+	closedir(dir);
+}
+
+static void remove_file(const char *path, const char *other)
+{
+	(void)other;
+	unlink(path);
+}
+
+static void remove_folder(void)
+{
+	each_file("", remove_file);
+	must(!rmdir(folder));
+}
+
+static void name_folder(char name[64])
+{
+	snprintf(name, 64, "/dev/shm/mamba2d-fuzz-%d-%u", (int)getpid(), folders++);
+	must(!mkdir(name, 0700));
+}
+
+static void control_snapshot(void)
+{
+	unsigned char request[64];
+	struct control_writer writer;
+
+	control_begin_request(&writer, request, sizeof request, "snapshot");
+	fake_send(ENDPOINT_CONTROL, (struct fake_frame[]){ { "c", 1 }, { request, control_finish(&writer) } }, 2);
+}
+
+static void send_noise(size_t stream)
+{
+	const char id = (char)('a' + stream);
+	size_t n = next_byte() % 24;
+
+	n = n < input_left ? n : input_left;
+	fake_send(ENDPOINT_INGEST, (struct fake_frame[]){ { "x", 1 }, { &id, 1 }, { input, n }, { input, n } },
+		  1 + next_byte() % 4);
+	input += n < input_left ? n : input_left;
+	input_left -= n < input_left ? n : input_left;
+}
+
+static void restart(bool kill)
+{
+	if (restarts++ == MOST_RESTARTS)
+		return;
+	ending = kill ? KILLED : TERMINATED;
+	if (kill)
+		server.failed = true;
+	else
+		server_drain(&server, true);
+}
+
+static void act(void)
+{
+	const uint8_t what = next_byte();
+	const size_t stream = what / 32 % STREAMS;
+	struct feed *feed = &feeds[stream];
+	uint8_t how;
+
+	switch (what % 32) {
+	default:
+		how = next_byte();
+		if (!feed->asked)
+			send_rows(stream, feed->sent, 1 + how % 16, how & 16, false, how & 32);
+		break;
+	case 16: case 17: case 18:
+		break; /* let the daemon work */
+	case 19:
+		ahead_ns += UINT64_C(1000000) << next_byte() % 15;
+		break;
+	case 20:
+		reconnect(stream % PEERS);
+		break;
+	case 21:
+		if (feed->fed)
+			open_feed(stream);
+		break;
+	case 22:
+		if (feed->is_open)
+			send_message(stream, &(struct message){ .type = MESSAGE_FLUSH, .has_got = true,
+								.got = feed->have }, 0);
+		break;
+	case 23: case 24:
+		if (!feed->asked)
+			send_rows(stream, feed->sent, next_byte() % 4, false, true, true);
+		break;
+	case 25:
+		restart(true);
+		break;
+	case 26:
+		restart(false);
+		break;
+	case 27:
+		control_snapshot();
+		break;
+	case 28:
+		next_epoch(stream);
+		break;
+	case 29:
+		slow[stream % PEERS] = !slow[stream % PEERS];
+		break;
+	case 30:
+		send_noise(stream);
+		break;
+	case 31: /* again, or with a gap */
+		how = next_byte();
+		if (!feed->asked)
+			send_rows(stream, feed->sent + 8 > how % 16 ? feed->sent + 8 - how % 16 : 0, how / 16, false, false,
+				  false);
+		break;
+	}
+}
+
+/* End every stream that was begun. */
+static void finish(void)
+{
+	bool all = true;
+
+	ahead_ns += 10000000;
+	for (size_t stream = 0; stream < STREAMS; stream++) {
+		struct feed *feed = &feeds[stream];
+
+		if (feed->ended)
+			continue;
+		all = false;
+		if (!feed->asked)
+			send_rows(stream, feed->sent, 1, false, true, true);
+	}
+	if (!all)
+		return;
+	ending = FINISHED;
+	server_drain(&server, true);
+}
+
+static void idle(void)
+{
+	must(turns++ < MOST_TURNS);
+	if (ending != GO_ON) {
+		memset(slow, 0, sizeof slow); /* or it would wait for them */
+		return;
+	}
+	if (finishing)
+		finish();
+	else if (input_left)
+		act();
+	else
+		finishing = true;
+}
+
+/* --- a life of the daemon --- */
+
+/* Settings by the input's first byte. */
+static void configure(struct config_source *source, uint8_t variant)
+{
+	static const char *const most[] = { "2", "3", "4", "1000" }, *const keep[] = { "1", "2", "3", "2" };
+	char text[8][96];
+	struct error err;
+
+	snprintf(text[0], sizeof *text, "model=%s/golden/seed-46032", TESTS_DIR);
+	snprintf(text[1], sizeof *text, "streams.max=%s", most[variant % 4]);
+	snprintf(text[2], sizeof *text, "state.keep=%s", keep[variant / 4 % 4]);
+	snprintf(text[3], sizeof *text, "state.interval=%s", variant & 16 ? "1" : "0.01");
+	snprintf(text[4], sizeof *text, "streams.flush_after=%s", variant & 32 ? "0.05" : "0");
+	snprintf(text[5], sizeof *text, "state.dir=%s", variant & 64 ? folder : "");
+	snprintf(text[6], sizeof *text, "streams.idle_timeout=%s", variant & 128 ? "5" : "0");
+	snprintf(text[7], sizeof *text, "limits.credit_rows=40");
+	for (size_t i = 0; i < sizeof text / sizeof *text; i++)
+		must(!string_list_add(&source->overrides, text[i], &err));
+	for (const char *const *fixed = (const char *const[]){
+		     "device=cpu", "window=4", "metrics.listen=", "log.level=error", "sockets.ingest=ipc://in",
+		     "sockets.publish=ipc://out", "sockets.control=ipc://control", "shutdown_timeout=1000", NULL };
+	     *fixed; fixed++)
+		must(!string_list_add(&source->overrides, *fixed, &err));
+}
+
+/* Run a daemon until it is killed, terminated or all is done. */
+static void run(uint8_t variant)
+{
+	struct config_source source = { { NULL, 0 }, { NULL, 0 } };
+	struct config config = { .model = NULL };
+	char copy[64] = "";
+	struct error err;
+	int rc;
+
+	configure(&source, variant);
+	must(!config_load(&config, &source, &err) && !config_finish(&config, &err));
+	must(!server_open(&server, &config, &source, &err));
+	ending = GO_ON;
+	turns = 0;
+	memset(published, 0, sizeof published);
+	for (size_t peer = 0; peer < PEERS; peer++)
+		reconnect(peer);
+	rc = server_run(&server, &err);
+	must((rc != 0) == (ending == KILLED));
+	if (ending == KILLED) {
+		name_folder(copy);
+		each_file(copy, copy_file);
+	}
+	server_free(&server);
+	config_free(&config);
+	string_list_clear(&source.overrides);
+	fake_forget(ENDPOINT_INGEST);
+	fake_forget(ENDPOINT_CONTROL);
+	if (!copy[0])
+		return;
+	remove_folder();
+	memcpy(folder, copy, sizeof folder);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	uint8_t variant;
+
+	fake_world = (struct fake_world){ take, idle };
+	input = data;
+	input_left = size < 1000 ? size : 1000;
+	variant = next_byte();
+	memset(feeds, 0, sizeof feeds);
+	memset(generation, 0, sizeof generation);
+	memset(slow, 0, sizeof slow);
+	restarts = 0;
+	finishing = false;
+	name_folder(folder);
+	log_set_level(LOG_LEVEL_ERROR);
+	do
+		run(variant);
+	while (ending != FINISHED);
+	remove_folder();
+	return 0;
+}
