@@ -147,6 +147,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	};
 	list_init(&server->dirty);
 	list_init(&server->owed);
+	list_init(&server->untold);
 	list_init(&server->stalled);
 	list_init(&server->unflushed);
 	list_init(&server->unsaved);
@@ -206,6 +207,7 @@ void server_free(struct server *server)
 	free_streams(server);
 	requests_free(server);
 	states_close(server);
+	publish_free(server);
 	while (server->waiters.n) {
 		struct held_list list = waiting_pop(server);
 
@@ -288,6 +290,7 @@ static void retry_stalled(struct server *server)
 		list_append(&stalled, link);
 	while ((link = list_first(&stalled)))
 		publish_hidden(server, list_entry(link, struct stream, stalled));
+	publish_untold(server);
 }
 
 /* Has all that was accepted gone out? */
@@ -299,7 +302,7 @@ static bool all_done(struct server *server)
 /* Milliseconds until the next timer. */
 static int timeout(struct server *server, int64_t due)
 {
-	if (!list_empty(&server->stalled) || !list_empty(&server->owed))
+	if (!list_empty(&server->stalled) || !list_empty(&server->owed) || !list_empty(&server->untold))
 		due = server->retry_ms < due ? server->retry_ms : due;
 	if (server->phase == SERVER_STOPPING && server->deadline_ms < due)
 		due = server->deadline_ms;

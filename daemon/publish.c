@@ -5,10 +5,12 @@
 #include "daemon/server.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define COPY_MAX 4096 /* bytes of payload that are cheaper to copy than to lend */
 #define RETRY_MS 5
+#define UNTOLD_MAX 256 /* refusals that wait for their peers to read */
 
 void hidden_release(struct hidden *hidden)
 {
@@ -22,6 +24,28 @@ static void release_frame(void *data, void *arg)
 	hidden_release(arg);
 }
 
+/* A refusal for a peer that does not read just now. */
+struct untold {
+	struct link link;
+	struct peer peer; /* its identity */
+	struct message refusal;
+	size_t id_size;
+	unsigned char id[MESSAGE_STREAM_MAX];
+};
+
+/* Does a refusal for the peer wait?  Then all else waits behind it. */
+static bool is_untold(struct server *server, const struct peer *peer)
+{
+	for (struct link *link = list_first(&server->untold); link; link = list_next(&server->untold, link)) {
+		const struct peer *other = &list_entry(link, const struct untold, link)->peer;
+
+		if (other->identity_size == peer->identity_size &&
+		    !memcmp(other->identity, peer->identity, peer->identity_size))
+			return true;
+	}
+	return false;
+}
+
 /* Send a message about stream to one socket; identity NULL on sockets that have none. */
 static enum endpoint_sent send_message(struct server *server, struct endpoint *endpoint, const struct peer *peer,
 				       const void *id, size_t id_size, const struct message *message,
@@ -33,6 +57,11 @@ static enum endpoint_sent send_message(struct server *server, struct endpoint *e
 	struct error error;
 	size_t n = 0;
 
+	if (peer && is_untold(server, peer)) {
+		if (payload && payload->release)
+			payload->release((void *)(uintptr_t)payload->data, payload->arg);
+		return ENDPOINT_FULL;
+	}
 	if (peer)
 		frames[n++] = (struct endpoint_frame){ .data = peer->identity, .size = peer->identity_size };
 	frames[n++] = (struct endpoint_frame){ .data = id, .size = id_size };
@@ -265,6 +294,26 @@ void publish_acks(struct server *server)
 	}
 }
 
+static void put_off(struct server *server, const struct peer *peer, const void *id, size_t id_size,
+		const struct message *refusal)
+{
+	struct untold *untold = server->n_untold < UNTOLD_MAX && id_size <= sizeof untold->id ? calloc(1, sizeof *untold) : NULL;
+
+	if (!untold) {
+		if (log_tap_open(&server->lost_refusals, 1))
+			log_warning("a peer does not read what it is told: refusals are lost to it");
+		return;
+	}
+	untold->peer = *peer;
+	untold->refusal = *refusal;
+	untold->id_size = id_size;
+	if (id_size)
+		memcpy(untold->id, id, id_size);
+	list_append(&server->untold, &untold->link);
+	server->n_untold++;
+	server->retry_ms = server->now_ms + RETRY_MS;
+}
+
 void publish_refusal(struct server *server, const void *identity, size_t identity_size, const void *id, size_t id_size,
 		     const struct message *refusal)
 {
@@ -278,5 +327,39 @@ void publish_refusal(struct server *server, const void *identity, size_t identit
 	if (!identity || identity_size > sizeof peer.identity)
 		return;
 	memcpy(peer.identity, identity, identity_size);
-	send_message(server, server->ingest, &peer, id, id_size, refusal, NULL);
+	if (send_message(server, server->ingest, &peer, id, id_size, refusal, NULL) == ENDPOINT_FULL)
+		put_off(server, &peer, id, id_size, refusal);
+}
+
+void publish_untold(struct server *server)
+{
+	struct list untold;
+	struct link *link;
+
+	list_init(&untold);
+	while ((link = list_first(&server->untold)))
+		list_append(&untold, link);
+	while ((link = list_first(&untold))) {
+		struct untold *one = list_entry(link, struct untold, link);
+
+		list_remove(link);
+		if (send_message(server, server->ingest, &one->peer, one->id, one->id_size, &one->refusal, NULL) ==
+		    ENDPOINT_FULL) {
+			list_append(&server->untold, link);
+			server->retry_ms = server->now_ms + RETRY_MS;
+		} else {
+			server->n_untold--;
+			free(one);
+		}
+	}
+}
+
+void publish_free(struct server *server)
+{
+	struct link *link;
+
+	while ((link = list_first(&server->untold))) {
+		list_remove(link);
+		free(list_entry(link, struct untold, link));
+	}
 }

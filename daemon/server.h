@@ -99,6 +99,8 @@ struct server {
 	struct accounts accounts; /* of keys */
 	struct list dirty;    /* owe their feeder an ack, */
 	struct list owed;     /* and these do as well, but it had no room */
+	struct list untold;   /* refusals for which their peers had no room: of publish.c */
+	size_t n_untold;
 	struct list stalled;  /* wait for room in their feeder's queue */
 	struct list unflushed; /* have unfinished rows, oldest first, if streams.flush_after is set */
 	struct list idle;     /* all live ones, least recently active first */
@@ -136,7 +138,7 @@ struct server {
 	struct service service;
 	struct http *http;    /* NULL: metrics.listen is empty */
 	int64_t http_due_ms;  /* when it has something to do */
-	struct log_tap refusals, drops;
+	struct log_tap refusals, drops, lost_refusals;
 	struct stats stats;
 	struct metrics metrics;
 };
@@ -267,6 +269,9 @@ bool publish_ack(struct server *server, struct stream *stream); /* one; false if
 /* Answer a message with an error (peers that cannot be answered: count and log). */
 void publish_refusal(struct server *server, const void *identity, size_t identity_size, const void *id, size_t id_size,
 		     const struct message *refusal);
+void publish_untold(struct server *server); /* refusals again that found no room */
+void publish_free(struct server *server);
+
 
 void hidden_release(struct hidden *hidden);
 
