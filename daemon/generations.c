@@ -45,6 +45,14 @@ bool generation_suits(const struct generation *generation, uint64_t epoch, uint6
 	return generation->known && !generation->doomed && generation->epoch == epoch && generation->emitted <= from;
 }
 
+bool generations_has(const struct generations *generations, uint64_t epoch)
+{
+	for (size_t i = 0; i < generations->n; i++)
+		if (generation_suits(&generations->item[i], epoch, UINT64_MAX))
+			return true;
+	return false;
+}
+
 uint64_t generations_durable(const struct generations *generations, uint64_t epoch, bool reply, uint64_t got)
 {
 	for (size_t i = generations->n; i-- > 0;)

@@ -64,4 +64,7 @@ void generations_spare(struct generations *generations);
  */
 bool generation_suits(const struct generation *generation, uint64_t epoch, uint64_t from);
 
+/* Is any known to be of this epoch? */
+bool generations_has(const struct generations *generations, uint64_t epoch);
+
 #endif

@@ -412,7 +412,7 @@ static int rewind_stream(struct server *server, struct arrival *arrival, struct 
 
 	if (rc)
 		return rc;
-	if (saved && saved->generations.n)
+	if (saved && generations_has(&saved->generations, stream->epoch))
 		return load(server, arrival, saved, *ret_stream, err);
 	stream_install(server, *ret_stream);
 	return 0;

@@ -1,0 +1,52 @@
+"""A peer lacks hidden states and asks for them: what it is told, and what others see of it."""
+import numpy as np
+
+from harness import Peer, Subscriber, same_bytes
+
+CASE, WINDOW = "bfloat16", 64
+
+
+def test_asked_for_while_the_end_is_on_its_way(daemons, golden, tmp_path):
+    """The connection breaks, and the end of the stream was under way on it: the rest comes again from what is durable."""
+    rows = np.tile(golden(CASE).rows, (100, 1))
+    daemon = daemons(CASE, window=WINDOW, threads=1,
+                     **{"state.dir": str(tmp_path), "state.interval": 0.01, "limits.credit_rows": 1 << 20})
+    want = Peer(daemon).encode(rows)
+    first, second = Peer(daemon), Peer(daemon)
+    first.open(b"s")
+    first.data(b"s", rows[:640])
+    first.hidden(b"s", 0, 640)
+    first.header(b"s", type="flush", got=640)
+    first.ack(b"s", durable=640)
+
+    first.data(b"s", rows[640:], pos=640, end=True, got=640)
+    while not any(stream["state"] == "ending" for stream in daemon.ask("streams")["streams"]):
+        pass
+    ack = second.open(b"s", **{"from": 640})
+    assert ack.next == 640
+    second.data(b"s", rows[640:], pos=640, end=True, got=640)
+    assert same_bytes(second.hidden(b"s", 640, len(rows)), want[640:])
+    second.header(b"s", type="close", got=len(rows))
+
+
+def test_before_the_epoch_is_on_disk(daemons, golden, tmp_path):
+    """Rows come again from 0, and subscribers, who had them, get none of them twice."""
+    rows = np.tile(golden(CASE).rows, (4, 1))[:1000]
+    daemon = daemons(CASE, window=WINDOW, **{"state.dir": str(tmp_path), "state.interval": 1e6})
+    want = Peer(daemon).encode(rows)
+    subscriber, peer = Subscriber(daemon, b"s"), Peer(daemon)
+    peer.open(b"s")
+    peer.data(b"s", rows[:100], flush=True)
+    peer.hidden(b"s", 0, 100)
+    daemon.ask("snapshot")  # of epoch 0
+
+    peer.open(b"s", epoch=1)
+    peer.data(b"s", rows[:640], pos=0, epoch=1)
+    peer.hidden(b"s", 0, 640, epoch=1)
+    again = Peer(daemon)
+    ack = again.open(b"s", epoch=1, **{"from": 64})
+    assert (ack.epoch, ack.next) == (1, 0)
+    again.data(b"s", rows, pos=0, epoch=1, end=True)
+    assert same_bytes(again.hidden(b"s", 0, len(rows), epoch=1), want)
+    assert same_bytes(subscriber.hidden(b"s", 0, 100), want[:100])
+    assert same_bytes(subscriber.hidden(b"s", 0, len(rows), epoch=1), want)
