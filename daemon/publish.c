@@ -295,10 +295,12 @@ void publish_acks(struct server *server)
 }
 
 static void put_off(struct server *server, const struct peer *peer, const void *id, size_t id_size,
-		const struct message *refusal)
+		    const struct message *refusal)
 {
-	struct untold *untold = server->n_untold < UNTOLD_MAX && id_size <= sizeof untold->id ? calloc(1, sizeof *untold) : NULL;
+	struct untold *untold = NULL;
 
+	if (server->n_untold < UNTOLD_MAX && id_size <= sizeof untold->id)
+		untold = calloc(1, sizeof *untold);
 	if (!untold) {
 		if (log_tap_open(&server->lost_refusals, 1))
 			log_warning("a peer does not read what it is told: refusals are lost to it");
@@ -311,7 +313,7 @@ static void put_off(struct server *server, const struct peer *peer, const void *
 		memcpy(untold->id, id, id_size);
 	list_append(&server->untold, &untold->link);
 	server->n_untold++;
-	server->retry_ms = server->now_ms + RETRY_MS;
+	retry_later(server);
 }
 
 void publish_refusal(struct server *server, const void *identity, size_t identity_size, const void *id, size_t id_size,
@@ -346,7 +348,7 @@ void publish_untold(struct server *server)
 		if (send_message(server, server->ingest, &one->peer, one->id, one->id_size, &one->refusal, NULL) ==
 		    ENDPOINT_FULL) {
 			list_append(&server->untold, link);
-			server->retry_ms = server->now_ms + RETRY_MS;
+			retry_later(server);
 		} else {
 			server->n_untold--;
 			free(one);

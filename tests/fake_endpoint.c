@@ -104,6 +104,12 @@ void endpoint_free(struct endpoint *endpoint, int linger_ms)
 	free(endpoint);
 }
 
+struct connections *endpoint_connections(struct endpoint *endpoint)
+{
+	(void)endpoint;
+	return NULL;
+}
+
 struct subscribers *endpoint_subscribers(struct endpoint *endpoint)
 {
 	(void)endpoint;
@@ -155,8 +161,9 @@ int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message
 	return 1;
 }
 
-void endpoint_cut(const struct endpoint_message *message)
+void endpoint_cut(struct endpoint *endpoint, const struct endpoint_message *message)
 {
+	(void)endpoint;
 	(void)message;
 }
 
