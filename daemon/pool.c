@@ -6,6 +6,7 @@
 
 #define SLAB_BYTES ((size_t)1 << 20)
 #define BLOCK_ALIGN ((size_t)64)
+#define LEFT_BYTES ((size_t)8 << 20)
 
 struct free_block {
 	struct free_block *next;
@@ -53,11 +54,20 @@ void pool_free(struct pool *pool)
 	free(pool);
 }
 
+bool pool_leaves_enough(void)
+{
+	void *volatile memory = malloc(LEFT_BYTES); /* volatile: not to be optimized away */
+	const bool enough = memory != NULL;
+
+	free(memory);
+	return enough;
+}
+
 /* Add a slab's blocks to the free list; the lock is held. */
 static void pool_grow(struct pool *pool)
 {
 	size_t bytes = pool->block_bytes * pool->blocks_per_slab;
-	struct slab *slab = malloc(sizeof *slab);
+	struct slab *slab = pool_leaves_enough() ? malloc(sizeof *slab) : NULL;
 
 	if (!slab)
 		return;

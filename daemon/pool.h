@@ -5,6 +5,7 @@
 #ifndef DAEMON_POOL_H
 #define DAEMON_POOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "model/device.h"
@@ -21,5 +22,11 @@ void pool_give(struct pool *pool, void *block); /* any thread */
 
 /* Bytes held from the system. */
 size_t pool_bytes(struct pool *pool);
+
+/*
+ * Would a few MiB be left for everybody else?  To be asked before taking much for a stream: it can be refused, whereas
+ * ZeroMQ ends the process when it gets no memory for a message.
+ */
+bool pool_leaves_enough(void);
 
 #endif

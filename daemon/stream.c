@@ -61,7 +61,7 @@ int stream_new(struct server *server, const void *id, size_t id_size, uint64_t e
 	if (server->streams.n >= server->config->streams.max && !table_find(&server->streams, id, id_size))
 		return error_set(err, REFUSED_TOO_MANY_STREAMS, "%zu streams are open, streams.max allows no more",
 				 server->streams.n);
-	stream = calloc(1, sizeof *stream);
+	stream = pool_leaves_enough() ? calloc(1, sizeof *stream) : NULL;
 	if (!stream)
 		return error_memory(err, "stream");
 	rc = lane->device->backend->cache_new(lane->device, &stream->cache, err);
