@@ -55,7 +55,7 @@ static void *loader_run(void *arg)
 		if (now - before > LOOK_S * 1000000u / 100)
 			systemd_notify("EXTEND_TIMEOUT_USEC=%u", EXTEND_S * 1000000u);
 		before = now;
-		clock_gettime(CLOCK_REALTIME, &until);
+		clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_sec += LOOK_S;
 		pthread_cond_timedwait(&loader->changed, &loader->lock, &until);
 	}
@@ -66,6 +66,7 @@ static void *loader_run(void *arg)
 int service_load(struct service *service, struct error *err)
 {
 	struct service_loader *loader;
+	pthread_condattr_t monotonic;
 
 	service->managed = systemd_listens();
 	service->watchdog_ms = (int64_t)(systemd_watchdog_us() / 1000);
@@ -76,7 +77,10 @@ int service_load(struct service *service, struct error *err)
 	if (!loader)
 		return error_memory(err, "service");
 	pthread_mutex_init(&loader->lock, NULL);
-	pthread_cond_init(&loader->changed, NULL);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&loader->changed, &monotonic);
+	pthread_condattr_destroy(&monotonic);
 	errno = pthread_create(&loader->thread, NULL, loader_run, loader);
 	if (errno) {
 		free(loader);
