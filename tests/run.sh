@@ -68,7 +68,7 @@ shell_scripts() {
 
 # What `make soak`, `make overload` and `make chaos` do at length.
 short_forms() {
-	export MAMBA2D_BUILD=$PWD/build-tests/gcc PYTHONDONTWRITEBYTECODE=1
+	export MAMBA2D_BUILD="$PWD/build-tests/gcc" PYTHONDONTWRITEBYTECODE=1
 	/usr/bin/python3 tests/reliability/soak.py --windows 50000 --state-dir &&
 		/usr/bin/python3 tests/reliability/overload.py --seconds 10 &&
 		/usr/bin/python3 tests/reliability/chaos.py --faults 15 --freeze 1
@@ -82,7 +82,7 @@ packages() {
 mkdir -p build-tests
 # a small quarantine: there are tests that measure the daemon's memory
 export ASAN_OPTIONS=detect_stack_use_after_return=1:quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1
-export TSAN_OPTIONS=suppressions=$PWD/tests/tsan.supp
+export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp"
 
 stage "shell scripts" shell_scripts
 stage "build with gcc" build gcc
