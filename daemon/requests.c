@@ -25,6 +25,7 @@ struct request {
 	unsigned char to[MESSAGE_STREAM_MAX]; /* FORK, IMPORT: the stream that is made */
 	int64_t since_ms;      /* SNAPSHOT: what had changed by then is to be saved */
 	uint64_t errors;       /* SNAPSHOT: of saving, until then */
+	uint64_t tasks_begun;  /* SNAPSHOT: until then */
 	bool slotted;          /* a slot is at work for it */
 };
 
@@ -308,6 +309,8 @@ static bool snapshot_done(struct server *server, const struct request *request)
 		stream = stream_find(server, request->id, request->id_size);
 		return !stream || (!stream->slot && (!stream->changed || stream->unsaved_ms > request->since_ms));
 	}
+	if (server->tasks_begun - server->tasks < request->tasks_begun)
+		return false; /* marks and removals of streams that were closed */
 	for (size_t i = 0; i < STATE_SLOTS; i++)
 		if (server->slots[i].use == SLOT_SAVING && server->slots[i].since_ms <= request->since_ms)
 			return false;
@@ -393,7 +396,8 @@ int requests_snapshot(struct server *server, const struct control *control, stru
 		      struct error *err)
 {
 	struct request request = {
-		.kind = REQUEST_SNAPSHOT, .since_ms = server->now_ms, .errors = server->state_stats.errors
+		.kind = REQUEST_SNAPSHOT, .since_ms = server->now_ms, .errors = server->state_stats.errors,
+		.tasks_begun = server->tasks_begun
 	};
 	struct stream *stream;
 

@@ -108,6 +108,7 @@ static void submit_task(struct server *server, enum store_task kind, const struc
 	if (saved->slot) /* being written: it is there by the time of this task */
 		task->number = saved->slot->generation.number;
 	server->tasks++;
+	server->tasks_begun++;
 	store_submit(server->store, task);
 }
 
