@@ -45,13 +45,14 @@ static int check_payload(const struct server *server, const struct arrival *arri
 	if (!m->has_shape || !m->rows)
 		return 0;
 	if (m->rows > UINT32_MAX || (m->has_pos && m->pos > UINT64_MAX / 2))
-		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: too many", m->pos, m->rows);
+		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: too many", m->pos,
+				 m->rows);
 	if (dtype_is_float(m->dtype) && m->columns != hidden_size)
-		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "], expected [rows, %zu]", m->rows,
-				 m->columns, hidden_size);
+		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "], expected [rows, %zu]",
+				 m->rows, m->columns, hidden_size);
 	if (!dtype_is_float(m->dtype) && m->columns)
-		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "] of token ids, expected [rows]",
-				 m->rows, m->columns);
+		return error_set(err, REFUSED_BAD_SHAPE,
+				 "shape [%" PRIu64 ", %" PRIu64 "] of token ids, expected [rows]", m->rows, m->columns);
 	if (!dtype_is_float(m->dtype) && !server->model->embeddings.data)
 		return error_set(err, REFUSED_BAD_DTYPE, "dtype %s: the checkpoint has no embeddings for token ids",
 				 dtype_name(m->dtype));
@@ -75,14 +76,16 @@ static int parse(const struct server *server, bool router, const struct endpoint
 	}
 	if (arrival->id_size > MESSAGE_STREAM_MAX) {
 		arrival->id_size = 0; /* nothing to answer about */
-		return error_set(err, REFUSED_BAD_HEADER, "stream id of %zu bytes, expected 1 to %d", message->frame[at].size,
-				 MESSAGE_STREAM_MAX);
+		return error_set(err, REFUSED_BAD_HEADER, "stream id of %zu bytes, expected 1 to %d",
+				 message->frame[at].size, MESSAGE_STREAM_MAX);
 	}
 	if (message->n_frames < at + 2 || message->n_frames > at + 3)
-		return error_set(err, REFUSED_BAD_HEADER, "%zu frames, expected stream id, header and at most a payload",
+		return error_set(err, REFUSED_BAD_HEADER,
+				 "%zu frames, expected stream id, header and at most a payload",
 				 message->n_frames - at);
 	if (!arrival->id_size)
-		return error_set(err, REFUSED_BAD_HEADER, "empty stream id, expected 1 to %d bytes", MESSAGE_STREAM_MAX);
+		return error_set(err, REFUSED_BAD_HEADER, "empty stream id, expected 1 to %d bytes",
+				 MESSAGE_STREAM_MAX);
 	if (message->n_frames == at + 3) {
 		arrival->payload = message->frame[at + 2].data;
 		arrival->payload_size = message->frame[at + 2].size;
@@ -162,7 +165,8 @@ static int widen(const struct server *server, const struct arrival *arrival, uin
 		return 0;
 	for (size_t i = 0; i < n * hidden_size; i++)
 		if (!isfinite(dst[i]))
-			return error_set(err, REFUSED_NON_FINITE, "row %" PRIu64 ", column %zu of the message is not finite",
+			return error_set(err, REFUSED_NON_FINITE,
+					 "row %" PRIu64 ", column %zu of the message is not finite",
 					 first + i / hidden_size, i % hidden_size);
 	return 0;
 }
@@ -180,8 +184,8 @@ static int check_dropped(struct server *server, const struct arrival *arrival, u
  * Write the message's rows from skip on behind the stream's accepted ones, at positions from pos on, without counting
  * them.  On failure the stream is as before.
  */
-static int fill(struct server *server, struct stream *stream, const struct arrival *arrival, uint64_t skip, uint64_t pos,
-		struct error *err)
+static int fill(struct server *server, struct stream *stream, const struct arrival *arrival, uint64_t skip,
+		uint64_t pos, struct error *err)
 {
 	size_t window = server->config->window, hidden_size = server->model->shape.hidden_size;
 	struct block *last = stream->last_block, *unsubmitted = stream->unsubmitted;
@@ -264,7 +268,8 @@ static int mind_the_gap(struct server *server, struct arrival *arrival, struct s
 	server->stats.gaps++;
 	if (gap_policy(server, arrival) == GAP_REJECT) {
 		arrival->has_expected = true;
-		return error_set(err, REFUSED_GAP, "pos %" PRIu64 ", expected %" PRIu64 ": %s", pos, arrival->expected, text);
+		return error_set(err, REFUSED_GAP, "pos %" PRIu64 ", expected %" PRIu64 ": %s", pos, arrival->expected,
+				 text);
 	}
 	if (gap_policy(server, arrival) == GAP_SKIP)
 		return 0;
@@ -283,8 +288,9 @@ static int check_credit(struct server *server, struct arrival *arrival, uint64_t
 	if (!n || !arrival->router || arrival->peer->outstanding + n <= credit)
 		return 0; /* publishers cannot be told: the loop stops reading them instead */
 	arrival->has_expected = true;
-	return error_set(err, REFUSED_NO_CREDIT, "%" PRIu64 " rows beside %" PRIu64 " not done exceed the credit of %" PRIu64
-			 "%s", n, arrival->peer->outstanding, credit, n > credit ? ": split the message" : "");
+	return error_set(err, REFUSED_NO_CREDIT,
+			 "%" PRIu64 " rows beside %" PRIu64 " not done exceed the credit of %" PRIu64 "%s", n,
+			 arrival->peer->outstanding, credit, n > credit ? ": split the message" : "");
 }
 
 /*
@@ -306,7 +312,8 @@ static int place(struct server *server, struct arrival *arrival, struct stream *
 		pos = arrival->expected;
 	}
 	n = rows - skip;
-	if (pos > arrival->expected && (n || gap_policy(server, arrival) == GAP_REJECT)) /* an end may come too early as well */
+	/* an end may come too early as well */
+	if (pos > arrival->expected && (n || gap_policy(server, arrival) == GAP_REJECT))
 		rc = mind_the_gap(server, arrival, stream, pos, &life, err);
 	if (!rc)
 		rc = check_credit(server, arrival, n, err);
@@ -342,11 +349,13 @@ static int hold(struct server *server, struct arrival *arrival, struct held_list
 		return HELD;
 	arrival->has_expected = arrival->message.has_pos;
 	arrival->expected = arrival->message.pos;
-	return error_set(err, REFUSED_NO_CREDIT, "the stream is not in memory yet and too many messages wait: send it again");
+	return error_set(err, REFUSED_NO_CREDIT,
+			 "the stream is not in memory yet and too many messages wait: send it again");
 }
 
 /* Begin to load a known stream, or a state of it that rewinds it; the message waits for that. */
-static int load(struct server *server, struct arrival *arrival, struct saved *saved, struct stream *stream, struct error *err)
+static int load(struct server *server, struct arrival *arrival, struct saved *saved, struct stream *stream,
+		struct error *err)
 {
 	const struct message *m = &arrival->message;
 
@@ -404,8 +413,8 @@ static int find_elsewhere(struct server *server, struct arrival *arrival, struct
 }
 
 /* Rows are to come again from before what was emitted: from a state on disk, at worst from position 0. */
-static int rewind_stream(struct server *server, struct arrival *arrival, struct stream *stream, struct stream **ret_stream,
-			 struct error *err)
+static int rewind_stream(struct server *server, struct arrival *arrival, struct stream *stream,
+			 struct stream **ret_stream, struct error *err)
 {
 	struct saved *saved = states_find(server, stream->key);
 	int rc = stream_rewind(server, stream, ret_stream, err);
@@ -544,7 +553,8 @@ static int check_rate(struct server *server, struct arrival *arrival, struct err
 static void refuse(struct server *server, const struct arrival *arrival, const struct error *error)
 {
 	struct message refusal = {
-		.type = MESSAGE_ERROR, .code = error->code, .has_expected = arrival->has_expected, .expected = arrival->expected
+		.type = MESSAGE_ERROR, .code = error->code,
+		.has_expected = arrival->has_expected, .expected = arrival->expected
 	};
 	const struct stream *stream = stream_find(server, arrival->id, arrival->id_size);
 

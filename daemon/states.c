@@ -199,7 +199,8 @@ uint64_t states_durable(struct server *server, struct stream *stream)
 	durable = generations_durable(&saved->generations, stream->epoch, stream->reply, stream->got);
 	if (durable > stream->next) /* a state may be ahead of a stream that was rewound */
 		durable = stream->next;
-	if (durable > stream->durable) /* if not: what was told rests on a state that goes as soon as a newer one is there */
+	/* if not: what was told rests on a state that goes as soon as a newer one is there */
+	if (durable > stream->durable)
 		stream->durable = durable;
 	return stream->durable;
 }

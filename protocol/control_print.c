@@ -234,7 +234,8 @@ static void text_table(struct wire_reader *reader, size_t n, const struct table 
 			if (row > 0)
 				wire_next(reader);
 			spaces(i == 0 ? indent : INDENT, out);
-			cell(row > 0 ? wire_next(reader) : table->key[i], last && !right ? 0 : table->width[i], right, out);
+			cell(row > 0 ? wire_next(reader) : table->key[i], last && !right ? 0 : table->width[i], right,
+			     out);
 		}
 		fputc('\n', out);
 	}

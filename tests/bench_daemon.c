@@ -98,8 +98,16 @@ static int make_rows(struct bench *b)
 static int send_window(struct bench *b, struct stream *stream, struct error *err)
 {
 	struct message message = {
-		.type = MESSAGE_DATA, .epoch = b->epoch, .has_pos = true, .pos = stream->sent, .has_shape = true, .rows = b->window,
-		.columns = b->columns, .dtype = b->dtype, .has_t = true, .t = (uint64_t)(now() * 1e9),
+		.type = MESSAGE_DATA,
+		.epoch = b->epoch,
+		.has_pos = true,
+		.pos = stream->sent,
+		.has_shape = true,
+		.rows = b->window,
+		.columns = b->columns,
+		.dtype = b->dtype,
+		.has_t = true,
+		.t = (uint64_t)(now() * 1e9),
 	};
 
 	stream->sent += b->window;
@@ -180,7 +188,8 @@ int main(int argc, char **argv)
 	struct error err;
 
 	if (read_options(argc, argv, &b) || make_rows(&b)) {
-		fprintf(stderr, "usage: bench_daemon --ingest ADDRESS --columns N [--streams S] [--window L] [--ahead K] "
+		fprintf(stderr,
+			"usage: bench_daemon --ingest ADDRESS --columns N [--streams S] [--window L] [--ahead K] "
 			"[--dtype D] [--seconds N]\n");
 		return 2;
 	}

@@ -390,8 +390,8 @@ static void act(void)
 	case 31: /* again, or with a gap */
 		how = next_byte();
 		if (!feed->asked)
-			send_rows(stream, feed->sent + 8 > how % 16 ? feed->sent + 8 - how % 16 : 0, how / 16, false, false,
-				  false);
+			send_rows(stream, feed->sent + 8 > how % 16 ? feed->sent + 8 - how % 16 : 0, how / 16, false,
+				  false, false);
 		break;
 	}
 }
