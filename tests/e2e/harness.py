@@ -55,6 +55,12 @@ class Golden:
         self.hidden.update({i: tensors[f"layers.{i}.hidden_state"] for i in self.layers})
 
 
+def varied(rows, times):
+    """rows so many times, scaled so that they are not periodic: [times * len(rows), hidden_size]."""
+    rows = np.tile(rows, (times, 1))
+    return rows * np.linspace(0.5, 2, len(rows), dtype=np.float32)[:, None]
+
+
 def relative_error(got, want):
     return np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want.astype(np.float64))
 

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../protocol/python"))
 
-from harness import Peer, TIMEOUT, same_bytes
+from harness import Peer, TIMEOUT, same_bytes, varied
 from mamba2d import Client
 
 CASE, WINDOW = "seed-46032", 8
@@ -30,8 +30,7 @@ def random():
 
 @pytest.fixture(scope="module")
 def rows(golden):
-    rows = np.tile(golden(CASE).rows, (60, 1))
-    return rows * np.linspace(0.5, 2, len(rows), dtype=np.float32)[:, None]
+    return varied(golden(CASE).rows, 60)
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ import os
 import random as randomness
 import time
 
-import numpy as np
 import pytest
 
 from faults import NAMES, READING, REMOVING, WRITING, Faults, SmallDisk
-from harness import Peer, Subscriber, TIMEOUT, same_bytes
+from harness import Peer, Subscriber, TIMEOUT, same_bytes, varied
 from keeper import Feed, Keeper
 from test_states_killed import finish, run
 
@@ -25,8 +24,7 @@ FOR_GOOD = 1 << 30
 
 @pytest.fixture(scope="module")
 def rows(golden):
-    rows = np.tile(golden(CASE).rows, (60, 1))
-    return rows * np.linspace(0.5, 2, len(rows), dtype=np.float32)[:, None]
+    return varied(golden(CASE).rows, 60)
 
 
 @pytest.fixture(scope="module")
