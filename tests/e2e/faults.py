@@ -1,4 +1,4 @@
-"""Disks that fail: system calls that do, by a library preloaded into the daemon, and small file systems that fill."""
+"""Disks that fail and clocks that jump: by libraries preloaded into the daemon; and small file systems that fill."""
 import errno
 import mmap
 import os
@@ -17,6 +17,17 @@ NAMES = {"o": "openat", "w": "write", "d": "fdatasync", "c": "close", "n": "rena
          "r": "read"}
 
 
+def library(name, scratch):
+    """The path of a library to preload into a daemon, made of the source of that name beside this file."""
+    compiler, path = shutil.which(os.environ.get("CC", "cc")), scratch / f"{name}.so"
+    if not compiler:
+        pytest.skip("no C compiler")
+    if not path.exists():
+        source = os.path.join(TESTS, "e2e", f"{name}.c")
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
+    return str(path)
+
+
 class Faults:
     """What is to fail in one folder, of the daemons that are started from now on: see faultfs.c."""
 
@@ -24,17 +35,11 @@ class Faults:
 
     def __init__(self, daemon, scratch):
         os.makedirs(daemon.settings["state.dir"], exist_ok=True)
-        library, path = scratch / "faultfs.so", scratch / "plan"
-        compiler = shutil.which(os.environ.get("CC", "cc"))
-        if not compiler:
-            pytest.skip("no C compiler")
-        if not library.exists():
-            source = os.path.join(TESTS, "e2e", "faultfs.c")
-            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+        path = scratch / "plan"
         with open(path, "w+b") as file:
             file.truncate(self.HEAD.size + 4096)
             self.plan = mmap.mmap(file.fileno(), 0)
-        daemon.environment.update(LD_PRELOAD=str(library), MAMBA2D_FAULT_PLAN=str(path),
+        daemon.environment.update(LD_PRELOAD=library("faultfs", scratch), MAMBA2D_FAULT_PLAN=str(path),
                                   MAMBA2D_FAULT_DIR=daemon.settings["state.dir"])
 
     def arm(self, counted, first=0, n=0, error=errno.EIO):
@@ -53,6 +58,25 @@ class Faults:
     def happened(self):
         """Has a call failed?"""
         return self.HEAD.unpack_from(self.plan)[-1] > self.HEAD.unpack_from(self.plan)[1]
+
+
+class Clock:
+    """The wall clock of the daemons that are started from now on, which jumps as a test wants: see clockshift.c."""
+
+    def __init__(self, daemon, scratch):
+        path = scratch / "clock"
+        path.write_bytes(bytes(16))
+        with open(path, "r+b") as file:
+            self.plan = mmap.mmap(file.fileno(), 0)
+        daemon.environment.update(LD_PRELOAD=library("clockshift", scratch), MAMBA2D_CLOCK=str(path))
+
+    def jump(self, seconds):
+        """From now on it is so far from the true one."""
+        struct.pack_into("=q", self.plan, 0, int(seconds))
+
+    def readings(self):
+        """How often the daemon has looked at it."""
+        return struct.unpack_from("=Q", self.plan, 8)[0]
 
 
 class SmallDisk:
