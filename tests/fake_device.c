@@ -58,7 +58,7 @@ static int fake_import(struct device *device, struct cache *cache, const float *
 {
 	(void)device;
 	(void)err;
-	cache->state = (uint32_t)state[0];
+	cache->state = fake_number(state[0]);
 	return 0;
 }
 

@@ -7,10 +7,16 @@
 
 #include <stdint.h>
 
+/* A number from anywhere as one that the device may have: a whole one that a float can be. */
+static inline uint32_t fake_number(float number)
+{
+	return number >= 0 && number < 0x1p24f ? (uint32_t)number : 0;
+}
+
 /* What the first column of the hidden state is after a row whose first column is given; 0 before any. */
 static inline uint32_t fake_step(uint32_t state, float row)
 {
-	return (state * 31 + (uint32_t)row + 7) & 0xffffff; /* a whole number that a float can be */
+	return (state * 31 + fake_number(row) + 7) & 0xffffff;
 }
 
 #endif

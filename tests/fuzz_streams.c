@@ -7,16 +7,11 @@
  * run; `next` is never before the `durable` told; and in the end every stream ends.  A kill is a restart at which only
  * the store still does what it was handed.
  */
-#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
-#include "daemon/server.h"
 #include "protocol/control.h"
+#include "tests/fake_daemon.h"
 #include "tests/fake_device.h"
 #include "tests/fake_endpoint.h"
 #include "tests/fuzz.h"
@@ -44,22 +39,9 @@ static struct { bool known; uint64_t epoch, next; } published[STREAMS];
 static const uint8_t *input;
 static size_t input_left;
 static struct server server;
-static char folder[64];
 static enum { GO_ON, KILLED, TERMINATED, FINISHED } ending;
 static bool finishing;
 static unsigned restarts, turns;
-static uint64_t ahead_ns; /* of the real clock */
-
-/* Time is what the test says it is, for the daemon as well. */
-int clock_gettime(clockid_t clock, struct timespec *time)
-{
-	const long rc = syscall(SYS_clock_gettime, clock, time);
-	const uint64_t ns = (uint64_t)time->tv_nsec + ahead_ns % 1000000000u;
-
-	time->tv_sec += (time_t)(ahead_ns / 1000000000u + ns / 1000000000u);
-	time->tv_nsec = (long)(ns % 1000000000u);
-	return (int)rc;
-}
 
 static uint8_t next_byte(void)
 {
@@ -285,24 +267,6 @@ static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_fr
 
 /* --- what happens --- */
 
-static void make_folder(void)
-{
-	snprintf(folder, sizeof folder, "/dev/shm/mamba2d-fuzz-%d", (int)getpid());
-	must(!mkdir(folder, 0700));
-}
-
-static void remove_folder(void)
-{
-	DIR *dir = opendir(folder);
-	const struct dirent *entry;
-
-	must(dir);
-	while ((entry = readdir(dir)))
-		unlinkat(dirfd(dir), entry->d_name, 0);
-	closedir(dir);
-	must(!rmdir(folder));
-}
-
 static void control_snapshot(void)
 {
 	unsigned char request[64];
@@ -351,7 +315,7 @@ static void act(void)
 	case 16: case 17: case 18:
 		break; /* let the daemon work */
 	case 19:
-		ahead_ns += UINT64_C(1000000) << next_byte() % 15;
+		fake_time_passes(UINT64_C(1000000) << next_byte() % 15);
 		break;
 	case 20:
 		reconnect(stream % PEERS);
@@ -401,7 +365,7 @@ static void finish(void)
 {
 	bool all = true;
 
-	ahead_ns += 10000000;
+	fake_time_passes(10000000);
 	for (size_t stream = 0; stream < STREAMS; stream++) {
 		struct feed *feed = &feeds[stream];
 
@@ -434,53 +398,28 @@ static void idle(void)
 
 /* --- a life of the daemon --- */
 
-/* Settings by the input's first byte. */
-static void configure(struct config_source *source, uint8_t variant)
-{
-	static const char *const most[] = { "2", "3", "4", "1000" }, *const keep[] = { "1", "2", "3", "2" };
-	char text[8][96];
-	struct error err;
-
-	snprintf(text[0], sizeof *text, "model=%s/golden/seed-46032", TESTS_DIR);
-	snprintf(text[1], sizeof *text, "streams.max=%s", most[variant % 4]);
-	snprintf(text[2], sizeof *text, "state.keep=%s", keep[variant / 4 % 4]);
-	snprintf(text[3], sizeof *text, "state.interval=%s", variant & 16 ? "1" : "0.01");
-	snprintf(text[4], sizeof *text, "streams.flush_after=%s", variant & 32 ? "0.05" : "0");
-	snprintf(text[5], sizeof *text, "state.dir=%s", variant & 64 ? folder : "");
-	snprintf(text[6], sizeof *text, "streams.idle_timeout=%s", variant & 128 ? "5" : "0");
-	snprintf(text[7], sizeof *text, "limits.credit_rows=40");
-	for (size_t i = 0; i < sizeof text / sizeof *text; i++)
-		must(!string_list_add(&source->overrides, text[i], &err));
-	for (const char *const *fixed = (const char *const[]){
-		     "device=cpu", "window=4", "metrics.listen=", "log.level=error", "sockets.ingest=ipc://in",
-		     "sockets.publish=ipc://out", "sockets.control=ipc://control", "shutdown_timeout=1000", NULL };
-	     *fixed; fixed++)
-		must(!string_list_add(&source->overrides, *fixed, &err));
-}
-
-/* Run a daemon until it is killed, terminated or all is done. */
+/* Run a daemon, with settings by the input's first byte, until it is killed, terminated or all is done. */
 static void run(uint8_t variant)
 {
-	struct config_source source = { { NULL, 0 }, { NULL, 0 } };
-	struct config config = { .model = NULL };
-	struct error err;
+	static const char *const most[] = { "2", "3", "4", "1000" }, *const keep[] = { "1", "2", "3", "2" };
+	char text[2][32];
 	int rc;
 
-	configure(&source, variant);
-	must(!config_load(&config, &source, &err) && !config_finish(&config, &err));
-	must(!server_open(&server, &config, &source, &err));
+	snprintf(text[0], sizeof *text, "streams.max=%s", most[variant % 4]);
+	snprintf(text[1], sizeof *text, "state.keep=%s", keep[variant / 4 % 4]);
+	fake_daemon_open(&server, variant & 64,
+			 (const char *const[]){ text[0], text[1],
+						variant & 16 ? "state.interval=1" : "state.interval=0.01",
+						variant & 32 ? "streams.flush_after=0.05" : "streams.flush_after=0",
+						variant & 128 ? "streams.idle_timeout=5" : "streams.idle_timeout=0",
+						NULL });
 	ending = GO_ON;
 	turns = 0;
 	memset(published, 0, sizeof published);
 	for (size_t peer = 0; peer < PEERS; peer++)
 		reconnect(peer);
-	rc = server_run(&server, &err);
+	rc = fake_daemon_run(&server);
 	must((rc != 0) == (ending == KILLED));
-	server_free(&server);
-	config_free(&config);
-	string_list_clear(&source.overrides);
-	fake_forget(ENDPOINT_INGEST);
-	fake_forget(ENDPOINT_CONTROL);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -496,11 +435,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(slow, 0, sizeof slow);
 	restarts = 0;
 	finishing = false;
-	make_folder();
-	log_set_level(LOG_LEVEL_ERROR);
+	fake_folder_make();
 	do
 		run(variant);
 	while (ending != FINISHED);
-	remove_folder();
+	fake_folder_remove();
 	return 0;
 }

@@ -1,0 +1,100 @@
+/* See fake_daemon.h. */
+#include "tests/fake_daemon.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/fake_endpoint.h"
+#include "tests/fuzz.h"
+
+static uint64_t ahead_ns; /* of the real clock */
+static char folder[64];
+static struct config_source source;
+static struct config config;
+
+/* --- time --- */
+
+void fake_time_passes(uint64_t ns)
+{
+	ahead_ns += ns;
+}
+
+/* In the place of the C library's. */
+int clock_gettime(clockid_t clock, struct timespec *time)
+{
+	const long rc = syscall(SYS_clock_gettime, clock, time);
+	const uint64_t ns = (uint64_t)time->tv_nsec + ahead_ns % 1000000000u;
+
+	time->tv_sec += (time_t)(ahead_ns / 1000000000u + ns / 1000000000u);
+	time->tv_nsec = (long)(ns % 1000000000u);
+	return (int)rc;
+}
+
+/* --- the folder --- */
+
+void fake_folder_make(void)
+{
+	snprintf(folder, sizeof folder, "/dev/shm/mamba2d-fuzz-%d", (int)getpid());
+	must(!mkdir(folder, 0700));
+}
+
+void fake_folder_remove(void)
+{
+	DIR *dir = opendir(folder);
+	const struct dirent *entry;
+
+	must(dir);
+	while ((entry = readdir(dir)))
+		unlinkat(dirfd(dir), entry->d_name, 0);
+	closedir(dir);
+	must(!rmdir(folder));
+}
+
+/* --- the daemon --- */
+
+static void set(const char *const *settings)
+{
+	struct error err;
+
+	for (; *settings; settings++)
+		must(!string_list_add(&source.overrides, *settings, &err));
+}
+
+void fake_daemon_open(struct server *server, bool states, const char *const *settings)
+{
+	static const char *const fixed[] = {
+		"model=" TESTS_DIR "/golden/seed-46032", "device=cpu", "window=4", "limits.credit_rows=40",
+		"metrics.listen=", "log.level=error", "sockets.ingest=ipc://in",
+		"sockets.publish=ipc://out", "sockets.control=ipc://control", "shutdown_timeout=1000", NULL
+	};
+	char text[80];
+	struct error err;
+
+	log_set_level(LOG_LEVEL_ERROR);
+	snprintf(text, sizeof text, "state.dir=%s", states ? folder : "");
+	source = (struct config_source){ { NULL, 0 }, { NULL, 0 } };
+	set(fixed);
+	set((const char *const[]){ text, NULL });
+	set(settings);
+	config = (struct config){ .model = NULL };
+	must(!config_load(&config, &source, &err) && !config_finish(&config, &err));
+	must(!server_open(server, &config, &source, &err));
+}
+
+int fake_daemon_run(struct server *server)
+{
+	struct error err;
+	const int rc = server_run(server, &err);
+
+	server_free(server);
+	config_free(&config);
+	string_list_clear(&source.overrides);
+	fake_forget(ENDPOINT_INGEST);
+	fake_forget(ENDPOINT_SUBSCRIBE);
+	fake_forget(ENDPOINT_CONTROL);
+	return rc;
+}
