@@ -31,7 +31,8 @@ stage() {
 
 # What a test runner said last of how many tests it ran.
 summary() {
-	grep -E '^(=+ )?[0-9]+ (passed|failed)|^# (TOTAL|PASS):' build-tests/log | tail -n 2 | tr '\n=' '  ' | sed 's/^ */: /; s/ *$//'
+	grep -E '^(=+ )?[0-9]+ (passed|failed)|^# (TOTAL|PASS):|^SKIPPED:' build-tests/log |
+		tail -n 2 | tr '\n=' '  ' | sed 's/^ */: /; s/ *$//'
 }
 
 # build FOLDER CONFIGURE-ARGUMENT...: the programs and the unit tests, warnings being errors.
@@ -74,6 +75,12 @@ short_forms() {
 		/usr/bin/python3 tests/reliability/chaos.py --faults 15 --freeze 1
 }
 
+# What `make network` does at length; 77: not without root and TUN devices.
+bad_network() {
+	MAMBA2D_BUILD="$PWD/build-tests/gcc" PYTHONDONTWRITEBYTECODE=1 \
+		/usr/bin/python3 tests/reliability/network.py --seconds 0.5 --partition 1 || [ $? = 77 ]
+}
+
 # Without the unit tests, which have run before.
 packages() {
 	DEB_BUILD_OPTIONS=nocheck make -C build-tests/gcc deb && lintian --fail-on error build-tests/gcc/deb/*.changes
@@ -97,6 +104,7 @@ stage "end to end with sanitizers" e2e sanitizers -m "not native"
 stage "build with clang, threads" build threads CC=clang --enable-sanitizers=thread --without-cuda
 stage "end to end with threads" e2e threads -m "not native"
 stage "soak, overload and chaos" short_forms
+stage "bad network" bad_network
 stage "distribution" make -C build-tests/gcc distcheck DISTCHECK_CONFIGURE_FLAGS=--without-cuda
 stage "packages" packages
 

@@ -1,6 +1,5 @@
 """Peers that are slow on purpose, never finish, never read or never stop: memory stays bounded and the others go on."""
 import contextlib
-import socket
 import threading
 import time
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import zmq
 
+from attacks import GREETING, Sleeper, Throttle, connect
 from harness import TIMEOUT, Peer, Receiver, data_frames, pack, same_bytes
 from test_security import Secured
 
@@ -18,44 +18,6 @@ MIB = 1 << 20
 @pytest.fixture
 def rows(golden):
     return golden(CASE).rows
-
-
-def connect(address):
-    host, port = address[len("tcp://"):].rsplit(":", 1)
-    return socket.create_connection((host, int(port)))
-
-
-class Throttle:
-    """Stands between one client and the daemon: bytes that the client sends pass only up to a limit, and in steps."""
-
-    def __init__(self, address, limit, step=1 << 20, pause=0):
-        self.limit, self.step, self.pause = limit, step, pause
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.daemon = connect(address)
-        self.passed, self.closed = 0, threading.Event()
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        client, _ = self.listener.accept()
-        threading.Thread(target=self.answer, args=(client, ), daemon=True).start()
-        with contextlib.suppress(OSError):
-            while self.passed < self.limit:
-                data = client.recv(min(self.step, self.limit - self.passed))
-                self.daemon.sendall(data)
-                self.passed += len(data)
-                time.sleep(self.pause)
-
-    def answer(self, client):
-        """The daemon's bytes pass until it ends the connection."""
-        with contextlib.suppress(OSError):
-            while data := self.daemon.recv(65536):
-                client.sendall(data)
-        self.closed.set()
-
-    def close(self):
-        self.listener.close()
-        self.daemon.close()
 
 
 @pytest.fixture
@@ -117,10 +79,9 @@ def test_handshakes_that_never_end(daemons, rows):
     address = daemon.ask("status")["sockets"]["ingest"]
     peer = Peer(daemon, address)
     want = peer.encode(rows)
-    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
     loris = [connect(address) for _ in range(300)]
     for i, connection in enumerate(loris):
-        connection.sendall(greeting[:i % len(greeting)])
+        connection.sendall(GREETING[:i % len(GREETING)])
     for connection in loris:
         assert same_bytes(peer.encode(rows), want)
         connection.settimeout(TIMEOUT)
@@ -128,24 +89,6 @@ def test_handshakes_that_never_end(daemons, rows):
             while connection.recv(1000):
                 pass
         connection.close()
-
-
-class Sleeper(Receiver):
-    """A peer that opens streams, makes them owe it acks, and reads none of them."""
-
-    def __init__(self, daemon, n):
-        super().__init__(daemon, zmq.DEALER)
-        for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 1), (zmq.RCVBUF, 4096)):
-            self.socket.setsockopt(option, value)
-        self.socket.connect(daemon.ingest)
-        self.n = n
-        self.ask("open")
-        for _ in range(20):  # more acks than its queue takes
-            self.ask("flush")
-
-    def ask(self, kind):
-        for i in range(self.n):
-            self.socket.send_multipart([b"sleeper-%d" % i, pack({"v": 1, "type": kind})])
 
 
 def test_a_peer_that_never_reads_its_acks(daemons, rows):

@@ -2,116 +2,14 @@
 import socket
 import tempfile
 
-import msgpack
 import numpy as np
 import pytest
 
-from harness import Peer, Publisher, Subscriber, data_frames, pack, same_bytes
+from attacks import BAD, CASE, EPOCH, ROW
+from harness import Peer, Publisher, Subscriber, same_bytes
 
-CASE, WINDOW = "causal-lm-sharded", 8  # a checkpoint with token embeddings
+WINDOW = 8
 BEFORE = 11  # rows before the bad message: a window and a part of one
-
-
-def header(**changes):
-    """A good data header for one row but for the changes; None leaves a key out."""
-    good = {"v": 1, "type": "data", "shape": [1, 64], "dtype": "float32", **changes}
-    return pack({key: value for key, value in good.items() if value is not None})
-
-
-def rows_message(rows, dtype=None, **changes):
-    """A data message of these rows in the stream's epoch."""
-    return data_frames(b"", rows, dtype, **{"epoch": EPOCH, **changes})[1:]
-
-
-EPOCH = 3  # of the streams below
-ROW = np.ones((1, 64), np.float32)
-LAST_IS_NAN = np.where(np.arange(192).reshape(3, 64) == 191, np.nan, 1).astype(np.float32)
-PAYLOAD = ROW.tobytes()
-KEYS = [msgpack.packb(k) for k in ("v", "type", "shape", "dtype")]
-VALUES = [msgpack.packb(x) for x in (1, "data", [1, 64], "float32")]
-BODY = b"".join(k + x for k, x in zip(KEYS, VALUES))
-
-# name: (code, frames after the stream id)
-BAD = {
-    "version 2": ("bad_version", [header(v=2), PAYLOAD]),
-    "version 0": ("bad_version", [header(v=0), PAYLOAD]),
-    "no version": ("bad_version", [header(v=None), PAYLOAD]),
-    "version as text": ("bad_version", [header(v="1"), PAYLOAD]),
-    "no type": ("bad_header", [header(type=None), PAYLOAD]),
-    "unknown type": ("bad_header", [header(type="dada"), PAYLOAD]),
-    "a type that only the daemon sends": ("bad_header", [header(type="hidden"), PAYLOAD]),
-    "type as number": ("bad_header", [header(type=3), PAYLOAD]),
-    "epoch below zero": ("bad_header", [header(epoch=-1), PAYLOAD]),
-    "epoch as float": ("bad_header", [header(epoch=1.0), PAYLOAD]),
-    "epoch as text": ("bad_header", [header(epoch="1"), PAYLOAD]),
-    "pos below zero": ("bad_header", [header(pos=-1), PAYLOAD]),
-    "pos as boolean": ("bad_header", [header(pos=True), PAYLOAD]),
-    "t as text": ("bad_header", [header(t="now"), PAYLOAD]),
-    "got as nil": ("bad_header", [msgpack.packb({"v": 1, "type": "flush", "got": None})]),
-    "from as text": ("bad_header", [msgpack.packb({"v": 1, "type": "open", "from": "x"})]),
-    "reply as number": ("bad_header", [msgpack.packb({"v": 1, "type": "open", "reply": 1})]),
-    "flush as number": ("bad_header", [header(flush=1), PAYLOAD]),
-    "end as text": ("bad_header", [header(end="yes"), PAYLOAD]),
-    "no shape": ("bad_header", [header(shape=None), PAYLOAD]),
-    "no dtype": ("bad_header", [header(dtype=None), PAYLOAD]),
-    "shape as text": ("bad_header", [header(shape="1x64"), PAYLOAD]),
-    "dtype as number": ("bad_header", [header(dtype=32), PAYLOAD]),
-    "empty header": ("bad_header", [b"", PAYLOAD]),
-    "not msgpack": ("bad_header", [b"\xc1", PAYLOAD]),
-    "text": ("bad_header", [b'{"v": 1, "type": "data"}', PAYLOAD]),
-    "an array": ("bad_header", [msgpack.packb([1, "data"]), PAYLOAD]),
-    "nil": ("bad_header", [b"\xc0", PAYLOAD]),
-    "cut short": ("bad_header", [header()[:-3], PAYLOAD]),
-    "trailing byte": ("bad_header", [header() + b"\x00", PAYLOAD]),
-    "two maps": ("bad_header", [header() + header(), PAYLOAD]),
-    "duplicate key": ("bad_header", [b"\x85" + BODY + KEYS[0] + VALUES[0], PAYLOAD]),
-    "duplicate unknown key": ("bad_header", [b"\x86" + BODY + 4 * msgpack.packb("x"), PAYLOAD]),
-    "key as number": ("bad_header", [b"\x85" + BODY + b"\x07\x07", PAYLOAD]),
-    "key that is not UTF-8": ("bad_header", [b"\x85" + BODY + b"\xa2\xff\xfe\x07", PAYLOAD]),
-    "map that claims 4294967295 keys": ("bad_header", [b"\xdf\xff\xff\xff\xff" + BODY, PAYLOAD]),
-    "array that claims 4294967295 items": ("bad_header", [b"\x85" + BODY + msgpack.packb("x") + b"\xdd\xff\xff\xff\xff",
-                                                          PAYLOAD]),
-    "text that claims 4294967295 bytes": ("bad_header", [b"\x85" + BODY + msgpack.packb("x") + b"\xdb\xff\xff\xff\xff",
-                                                         PAYLOAD]),
-    "nested a thousand deep": ("bad_header", [b"\x85" + BODY + msgpack.packb("x") + b"\x91" * 1000, PAYLOAD]),
-    "header of more than 4096 bytes": ("bad_header", [header(x="x" * 4096), PAYLOAD]),
-    "a column too many": ("bad_shape", [header(shape=[1, 65]), PAYLOAD + b"1234"]),
-    "a column too few": ("bad_shape", [header(shape=[1, 63]), PAYLOAD[4:]]),
-    "embeddings with one dimension": ("bad_dtype", [header(shape=[64]), PAYLOAD]),
-    "three dimensions": ("bad_shape", [header(shape=[1, 1, 64]), PAYLOAD]),
-    "no dimensions": ("bad_shape", [header(shape=[]), PAYLOAD]),
-    "rows below zero": ("bad_shape", [header(shape=[-1, 64]), PAYLOAD]),
-    "rows as float": ("bad_shape", [header(shape=[1.0, 64]), PAYLOAD]),
-    "more bytes than there are": ("bad_shape", [header(shape=[2 ** 63, 64]), PAYLOAD]),
-    "a product that wraps to a row": ("bad_shape", [header(shape=[2 ** 58 + 1, 64]), PAYLOAD]),
-    "token ids with two dimensions": ("bad_dtype", [header(shape=[1, 64], dtype="int32"), PAYLOAD]),
-    "float64": ("bad_dtype", [header(dtype="float64"), 2 * PAYLOAD]),
-    "int64": ("bad_dtype", [header(dtype="int64", shape=[1]), 8 * b"\0"]),
-    "empty dtype": ("bad_dtype", [header(dtype=""), PAYLOAD]),
-    "dtype with a tail": ("bad_dtype", [header(dtype="float32\0"), PAYLOAD]),
-    "a byte too many": ("bad_size", [header(), PAYLOAD + b"\0"]),
-    "a byte too few": ("bad_size", [header(), PAYLOAD[1:]]),
-    "an empty payload": ("bad_size", [header(), b""]),
-    "no payload": ("bad_size", [header()]),
-    "a row more than was sent": ("bad_size", [header(shape=[2, 64]), PAYLOAD]),
-    "a thousand million rows": ("bad_size", [header(shape=[10 ** 9, 64]), PAYLOAD]),
-    "token beyond the vocabulary": ("bad_token", rows_message(np.array([3, 50], np.int32))),
-    "token below zero": ("bad_token", rows_message(np.array([3, -1], np.int32))),
-    "token of 32 bits": ("bad_token", rows_message(np.array([2 ** 32 - 1], np.uint32))),
-    "a NaN": ("non_finite", rows_message(LAST_IS_NAN)),
-    "an infinity": ("non_finite", rows_message(ROW * np.float32("inf"))),
-    "minus infinity": ("non_finite", rows_message(ROW * np.float32("-inf"))),
-    "a half-precision infinity": ("non_finite", rows_message(ROW.astype(np.float16) * np.float16("inf"))),
-    "a bfloat16 NaN": ("non_finite", rows_message(np.full((1, 64), 0xff81, np.uint16), "bfloat16")),
-    "a NaN with flush": ("non_finite", rows_message(ROW * np.float32("nan"), flush=True)),
-    "a NaN with end": ("non_finite", rows_message(ROW * np.float32("nan"), end=True)),
-    "a NaN in a new epoch": ("non_finite", rows_message(ROW * np.float32("nan"), epoch=9)),
-    "four frames": ("bad_header", [header(), PAYLOAD, b"more"]),
-    "no header": ("bad_header", []),
-    "older epoch": ("stale_epoch", [header(epoch=2), PAYLOAD]),
-    "older epoch, flush": ("stale_epoch", [msgpack.packb({"v": 1, "type": "flush", "epoch": 0})]),
-    "older epoch, close": ("stale_epoch", [msgpack.packb({"v": 1, "type": "close", "epoch": 2})]),
-}
 
 
 def finish(peer, stream, rows, start, **header):

@@ -21,12 +21,11 @@ import tempfile
 import threading
 import time
 
-import numpy as np
 import zmq
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, "..", "e2e"), os.path.join(HERE, "..", "..", "protocol", "python")]
-from harness import Daemon, Golden, Peer, same_bytes  # noqa: E402
+from harness import Daemon, Golden, Peer, same_bytes, varied  # noqa: E402
 from mamba2d import Client  # noqa: E402
 
 CASE, WINDOW, LONGEST = "seed-46032", 8, 3000  # rows
@@ -80,22 +79,25 @@ class Relay:
 
 
 class Worker(threading.Thread):
-    """A client that encodes stream after stream."""
+    """A client, which connect() makes, that encodes stream after stream."""
 
-    def __init__(self, number, address, rows, want, seed):
+    def __init__(self, number, connect, rows, want, seed):
         super().__init__(daemon=True)
-        self.number, self.address, self.rows, self.want = number, address, rows, want
+        self.number, self.connect, self.rows, self.want = number, connect, rows, want
         self.random = random.Random(f"{seed} {number}")
         self.stop, self.streams, self.encoded, self.failure = False, 0, 0, None
 
     def run(self):
         try:
-            with Client(self.address, timeout=PATIENCE, silence=2.0, context=zmq.Context()) as client:
+            with self.connect() as client:
                 while not self.stop:
                     self._stream(client, b"chaos-%d-%d" % (self.number, self.streams))
                     self.streams += 1
         except BaseException as failure:  # also what only a debugger would see: main() tells
             self.failure = failure
+
+    def check(self):
+        assert not self.failure, (self.number, self.streams, self.failure, getattr(self.failure, "stream", None))
 
     def _stream(self, client, name):
         length, at = self.random.randint(1, LONGEST), 0
@@ -105,6 +107,16 @@ class Worker(threading.Thread):
             assert same_bytes(hidden, self.want[at:stop]), f"{name}: hidden states {at} to {stop} differ"
             self.encoded += stop - at
             at = stop
+
+
+def finish(workers):
+    """Let them end the streams that they have begun."""
+    for worker in workers:
+        worker.stop = True
+    for worker in workers:
+        worker.join(2 * PATIENCE)
+        assert not worker.is_alive(), f"client {worker.number} does not end"
+        worker.check()
 
 
 class Faults:
@@ -144,8 +156,10 @@ class Faults:
 
 def run(options, daemon, relay, rows):
     want = Peer(daemon).encode(rows)
-    address = f"tcp://127.0.0.1:{relay.port}"
-    workers = [Worker(i, address, rows, want, options.seed) for i in range(options.clients)]
+
+    def connect():
+        return Client(f"tcp://127.0.0.1:{relay.port}", timeout=PATIENCE, silence=2.0, context=zmq.Context())
+    workers = [Worker(i, connect, rows, want, options.seed) for i in range(options.clients)]
     faults, counts = Faults(daemon, relay, options.freeze), collections.Counter()
     for worker in workers:
         worker.start()
@@ -155,17 +169,13 @@ def run(options, daemon, relay, rows):
         counts[fault.__name__] += 1
         fault()
         for worker in workers:
-            assert not worker.failure, (worker.number, worker.streams, worker.failure, getattr(worker.failure, "stream", None))
-    for worker in workers:
-        worker.stop = True
-    for worker in workers:
-        worker.join(2 * PATIENCE)
-        assert not worker.is_alive(), f"client {worker.number} does not end"
-        assert not worker.failure, (worker.number, worker.streams, worker.failure, getattr(worker.failure, "stream", None))
+            worker.check()
+    finish(workers)
     status = daemon.ask("status")["states"]
     assert status["damaged"] == status["errors"] == 0, status
     print(f"{options.faults} faults ({', '.join(f'{n} x {kind}' for kind, n in counts.most_common())}): "
-          f"{sum(w.streams for w in workers)} streams, {sum(w.encoded for w in workers)} rows, nothing lost, every byte right")
+          f"{sum(w.streams for w in workers)} streams, {sum(w.encoded for w in workers)} rows, nothing lost, every "
+          "byte right")
 
 
 def main():
@@ -178,8 +188,7 @@ def main():
     random.seed(options.seed)
     print(f"seed {options.seed}")
     golden = Golden(CASE)
-    rows = np.tile(golden.rows, (-(-LONGEST // len(golden.rows)), 1))[:LONGEST]
-    rows = rows * np.linspace(0.5, 2, LONGEST, dtype=np.float32)[:, None]
+    rows = varied(golden.rows, -(-LONGEST // len(golden.rows)))[:LONGEST]
     port, folder = free_port(), tempfile.mkdtemp(prefix="mamba2d-chaos-")
     daemon = Daemon(golden.folder, window=WINDOW, **{
         "log.level": "info", "state.dir": folder, "state.interval": 0.2, "sockets.ingest": f"tcp://127.0.0.1:{port}"})
