@@ -113,7 +113,7 @@ static int read_latency(const struct control *answer, struct sample *sample, str
 	    (rc = control_get_numbers(&map, "le", h->le, SAMPLE_BUCKETS_MAX, &n, err)) ||
 	    (rc = control_get_numbers(&map, "count", h->count, SAMPLE_BUCKETS_MAX, &h->n, err)))
 		return rc;
-	if (h->n > SAMPLE_BUCKETS_MAX || h->n != n + 1)
+	if (h->n > SAMPLE_BUCKETS_MAX || h->n != n + 1 || !n)
 		h->n = 0; /* buckets of another daemon than this */
 	return 0;
 }

@@ -249,7 +249,7 @@ static const char *duration(double s, char text[24])
 	} units[] = { { 120, 1, "s" }, { 7200, 60, "min" }, { 172800, 3600, "h" }, { INFINITY, 86400, "days" } };
 	size_t i = 0;
 
-	while (s >= units[i].most)
+	while (s >= units[i].most && s < INFINITY)
 		i++;
 	snprintf(text, 24, "%.0f %s", s / units[i].unit, units[i].name);
 	return text;

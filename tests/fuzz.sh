@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 build="build-tests/fuzz"
 seconds=${1:-60}
 [ $# = 0 ] || shift
-[ $# != 0 ] || set -- message config safetensors index state yaml rights keys npy streams peers
+[ $# != 0 ] || set -- message config safetensors index state yaml rights keys npy ctl streams peers
 
 [ -x configure ] || ./autogen.sh
 mkdir -p "$build"
