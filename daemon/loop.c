@@ -352,17 +352,17 @@ static int turn(struct server *server, int64_t due, struct error *err)
 	if (fd_ready[3])
 		server->http_due_ms = 0;
 	for (size_t i = 0; i < n && !rc; i++) {
-		if (!ready[i] || endpoints[i] == server->publish)
+		if (!ready[i])
 			continue;
 		if (endpoints[i] == server->security.zap)
 			rc = security_serve(server, err);
+		else if (endpoints[i] == server->publish)
+			rc = take_subscriptions(server, err);
 		else if (endpoints[i] == server->control)
 			rc = commands_receive(server, err);
 		else
 			rc = ingest_receive(server, endpoints[i], err);
 	}
-	if (!rc)
-		rc = take_subscriptions(server, err);
 	retry_stalled(server);
 	ingest_waiting(server);
 	requests_go_on(server);

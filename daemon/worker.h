@@ -40,7 +40,10 @@ struct worker;
 int worker_new(struct device *device, int fd, struct worker **ret_worker, struct error *err);
 void worker_free(struct worker *worker); /* waits for what was handed over; NULL is fine */
 
-/* Hand a job over.  The caller keeps count: never more than WORKER_JOBS_MAX before collecting. */
+/*
+ * Hand a job over; a batch for an idle device may be started on the way.  The caller keeps count: never more than
+ * WORKER_JOBS_MAX before collecting.
+ */
 void worker_submit(struct worker *worker, struct job *job);
 
 /* The next finished job, in order; NULL if there is none. */

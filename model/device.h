@@ -9,8 +9,8 @@
  * back end, the precision, the window and the stream's rows up to it, bit for bit.  They do not depend on the other
  * segments of the batch, on how many windows a segment joins, on the number of threads, nor on rows that follow it.
  *
- * Threads: one thread submits, exports and imports; a second one may wait meanwhile, and a third one may call cache_new,
- * cache_free, host_alloc and host_free.
+ * Threads: any may call, but only one at a time submits, exports or imports; meanwhile another one may wait, and a third
+ * one call cache_new, cache_free, host_alloc and host_free.
  */
 #ifndef MODEL_DEVICE_H
 #define MODEL_DEVICE_H
@@ -122,7 +122,7 @@ struct device {
 	size_t window, max_rows, max_segments, n_outputs;
 	enum dtype output_dtype;
 	enum precision precision; /* what was chosen; never PRECISION_AUTO */
-	size_t depth;             /* batches that may be under way: 1, or 2 where copies overlap compute */
+	size_t depth;             /* batches that may be under way: 1 where submit computes, 2 where it only starts */
 	char description[96];     /* of hardware and code path, for logs and state files: "cpu avx512bf16 bfloat16" */
 };
 

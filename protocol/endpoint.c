@@ -8,9 +8,11 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include <zmq.h>
 
@@ -29,7 +31,7 @@
 #define KEEPALIVE_COUNT 4
 #define CURVE_BYTES 64             /* that encryption adds to a frame, at most */
 #define SOCKETS_MAX 64             /* of a context; connections do not count */
-#define POLL_MAX 16                /* endpoints and descriptors; as many as zmq_poll takes without allocating */
+#define POLL_MAX 16                /* endpoints and descriptors */
 #define ADDRESS_MAX 320
 #define DISCARD_EVERY 64    /* published messages */
 #define DISCARD_AT_ONCE 4096
@@ -43,6 +45,8 @@ struct endpoint {
 	void *socket;
 	enum endpoint_kind kind;
 	struct endpoint_context *context;
+	int fd;                   /* readable when ZeroMQ has news for the socket, */
+	bool settled;             /* which it says once: nothing waits, unless fd says so, if that is set */
 	bool keyed;               /* peers over TCP must show a key; secret_key is ours, in Z85 */
 	char secret_key[KEY_TEXT];
 	unsigned int ipc_mode;
@@ -164,6 +168,7 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 {
 	static const int types[] = { ZMQ_ROUTER, ZMQ_SUB, ZMQ_XPUB, ZMQ_ROUTER, ZMQ_REP };
 	struct endpoint *endpoint = calloc(1, sizeof *endpoint);
+	size_t fd_size = sizeof endpoint->fd;
 	int status;
 
 	if (!endpoint)
@@ -183,7 +188,8 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 	}
 	endpoint->socket = zmq_socket(context->zmq, types[kind]);
 	if (!endpoint->socket || configure(endpoint->socket, options) != 0
-	    || configure_kind(endpoint->socket, kind, endpoint->keyed) != 0) {
+	    || configure_kind(endpoint->socket, kind, endpoint->keyed) != 0
+	    || zmq_getsockopt(endpoint->socket, ZMQ_FD, &endpoint->fd, &fd_size) != 0) {
 		status = zmq_error(err, "ZeroMQ socket");
 		endpoint_free(endpoint, 0);
 		return status;
@@ -375,6 +381,7 @@ int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message
 	bool more = true;
 
 	drop_frames(message);
+	endpoint->settled = false;
 	while (more) {
 		zmq_msg_t beyond;
 		const bool kept = storage->n_kept < ENDPOINT_FRAMES_MAX;
@@ -383,6 +390,7 @@ int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message
 		if (!receive_frame(endpoint->socket, frame)) {
 			const int status = errno == EAGAIN ? 0 : zmq_error(err, endpoint->address);
 
+			endpoint->settled = status == 0;
 			drop_frames(message);
 			return status;
 		}
@@ -581,6 +589,7 @@ int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames
 	int status;
 
 	assert(n_frames >= 1 && n <= ENDPOINT_FRAMES_MAX);
+	endpoint->settled = false; /* sending may take in the news that something can be received */
 	/* A message once begun has to be ended: everything that takes memory comes first. */
 	status = build_all(following, frames + 1, n);
 	if (status == 0)
@@ -595,25 +604,75 @@ int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames
 	return status;
 }
 
+/* Can something be received?  ZeroMQ is asked where it may have said so already. */
+static int look(struct endpoint *endpoint, bool *ret_ready, struct error *err)
+{
+	size_t size = sizeof(int);
+	int events = 0;
+
+	if (!endpoint->settled && zmq_getsockopt(endpoint->socket, ZMQ_EVENTS, &events, &size) != 0)
+		return zmq_error(err, endpoint->address);
+	*ret_ready = events & ZMQ_POLLIN;
+	endpoint->settled = !*ret_ready && !endpoint->subscribers; /* whose socket is read elsewhere */
+	return 0;
+}
+
+static int look_at_all(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n, bool *ret_any,
+		       struct error *err)
+{
+	*ret_any = false;
+	for (size_t i = 0; i < n; i++) {
+		ready[i] = false;
+		if (wanted[i] && look(endpoints[i], &ready[i], err) != 0)
+			return err->code;
+		*ret_any |= ready[i];
+	}
+	return 0;
+}
+
+static int64_t clock_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Wait for a descriptor, until end_ms; returns how many there are, or negative with errno. */
+static int wait_until(struct pollfd *items, size_t n, int64_t end_ms)
+{
+	const int64_t left = end_ms == INT64_MAX ? -1 : end_ms - clock_ms();
+
+	return poll(items, n, left < 0 && end_ms != INT64_MAX ? 0 : (int)left);
+}
+
+/* Not zmq_poll, which asks all sockets before and after it waits, whether there is news of them or not. */
 int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n_endpoints,
 		  const int *fds, bool *fd_ready, size_t n_fds, int timeout_ms, struct error *err)
 {
-	zmq_pollitem_t items[POLL_MAX];
-	size_t n = n_endpoints;
-	int n_ready;
+	const int64_t end_ms = timeout_ms < 0 ? INT64_MAX : timeout_ms == 0 ? 0 : clock_ms() + timeout_ms;
+	struct pollfd items[POLL_MAX]; /* a descriptor below 0 never can be read */
+	int n_ready, n_news;
+	bool any;
 
 	assert(n_endpoints + n_fds <= POLL_MAX);
 	for (size_t i = 0; i < n_endpoints; i++)
-		items[i] = (zmq_pollitem_t){ .socket = endpoints[i]->socket, .events = wanted[i] ? ZMQ_POLLIN : 0 };
+		items[i] = (struct pollfd){ .fd = wanted[i] ? endpoints[i]->fd : -1, .events = POLLIN };
 	for (size_t i = 0; i < n_fds; i++)
-		if (fds[i] >= 0)
-			items[n++] = (zmq_pollitem_t){ .fd = fds[i], .events = ZMQ_POLLIN };
-	n_ready = zmq_poll(items, (int)n, timeout_ms);
-	if (n_ready < 0 && errno != EINTR)
-		return zmq_error(err, "waiting for messages");
-	for (size_t i = 0; i < n_endpoints; i++)
-		ready[i] = n_ready > 0 && items[i].revents != 0;
-	for (size_t i = 0, at = n_endpoints; i < n_fds; i++)
-		fd_ready[i] = fds[i] >= 0 && items[at++].revents != 0 && n_ready > 0;
+		items[n_endpoints + i] = (struct pollfd){ .fd = fds[i], .events = POLLIN };
+	do { /* again where there was nothing but news, which may not be of a message */
+		if (look_at_all(endpoints, wanted, ready, n_endpoints, &any, err) != 0)
+			return err->code;
+		n_ready = wait_until(items, n_endpoints + n_fds, any ? 0 : end_ms);
+		if (n_ready < 0 && errno != EINTR)
+			return error_system(err, "waiting for messages");
+		n_news = 0;
+		for (size_t i = 0; i < n_endpoints && n_ready > 0; i++) {
+			endpoints[i]->settled &= items[i].revents == 0;
+			n_news += items[i].revents != 0;
+		}
+	} while (!any && n_news > 0 && n_news == n_ready);
+	for (size_t i = 0; i < n_fds; i++)
+		fd_ready[i] = n_ready > 0 && items[n_endpoints + i].revents != 0;
 	return 0;
 }
