@@ -26,6 +26,7 @@ static const uint8_t *input;
 static size_t input_left;
 static struct server server;
 static unsigned turns;
+static bool deaf; /* y does not read */
 
 /* Requests are known by the identities of those who ask: 0, 1, ... */
 static uint16_t asked;
@@ -331,6 +332,8 @@ static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_fr
 	struct message message;
 
 	turns = 0;
+	if (kind == ENDPOINT_INGEST && deaf && input_left && frames[0].size == 1 && *(const char *)frames[0].data == 'y')
+		return ENDPOINT_FULL;
 	if (kind == ENDPOINT_CONTROL) {
 		take_answer(frames, n);
 	} else if (kind == ENDPOINT_PUBLISH) {
@@ -357,6 +360,8 @@ static void act(void)
 		send_request();
 	else if (what < 240)
 		send_message();
+	else if (what == 240)
+		deaf = !deaf;
 	else
 		fake_time_passes(UINT64_C(1000000) << what % 16);
 }
@@ -392,6 +397,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	turns = 0;
 	asked = 0;
 	unanswered = exported_size = 0;
+	deaf = false;
 	good = NOT_YET;
 	good_state = 0;
 	good_rows = 0;
@@ -403,7 +409,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 						variant & 8 ? "streams.max=3" : "streams.max=1000",
 						variant & 16 ? "streams.flush_after=0.05" : "streams.flush_after=0",
 						variant & 32 ? "streams.idle_timeout=5" : "streams.idle_timeout=0",
-						variant & 64 ? "state.interval=1" : "state.interval=0.01", NULL });
+						variant & 64 ? "state.interval=1" : "state.interval=0.01",
+						variant & 128 ? "limits.peer_streams=2" : "limits.peer_streams=0",
+						variant & 128 ? "limits.peer_messages=20" : "limits.peer_messages=0",
+						NULL });
 	must(!fake_daemon_run(&server));
 	fake_folder_remove();
 	return 0;
