@@ -1,7 +1,11 @@
-/* Headers and control messages from anywhere: no crash, and what was accepted survives being written again. */
+/*
+ * Headers and control messages from anywhere: no crash, and what was accepted survives being written again.  A client
+ * that is told such things never thinks that it may send more than its credit.
+ */
 #include <stdio.h>
 #include <string.h>
 
+#include "protocol/client.h"
 #include "protocol/control.h"
 #include "protocol/message.h"
 #include "protocol/refusal.h"
@@ -10,6 +14,7 @@
 static void fuzz_header(const uint8_t *data, size_t size)
 {
 	unsigned char once[MESSAGE_HEADER_MAX], twice[MESSAGE_HEADER_MAX];
+	struct client_stream stream = { .position = 10, .done = 5, .credit = 100, .open = true };
 	struct message message, again;
 	struct error err = { 0 };
 	const int status = message_decode(data, size, &message, &err);
@@ -24,6 +29,9 @@ static void fuzz_header(const uint8_t *data, size_t size)
 	must(message_decode(once, length, &again, NULL) == 0);
 	must(message_payload_bytes(&again) == message_payload_bytes(&message));
 	must(message_encode(&again, twice) == length && memcmp(once, twice, length) == 0);
+	if (client_stream_update(&stream, &message, &err) != 0)
+		must(err.code == message.code);
+	must(client_stream_room(&stream) <= stream.credit);
 }
 
 static void fuzz_control(const uint8_t *data, size_t size)
