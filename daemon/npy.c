@@ -42,13 +42,14 @@ static int map_file(const char *path, struct npy *npy, struct error *err)
 	return 0;
 }
 
-/* The text behind 'key': in the header's dictionary, or NULL. */
+/* The text behind 'key': in the header's dictionary; NULL: there is none. */
 static const char *value_of(const char *header, const char *key)
 {
 	const char *at = strstr(header, key);
 
 	at = at ? strchr(at + strlen(key), ':') : NULL;
-	return at ? at + 1 + strspn(at + 1, " ") : NULL;
+	at = at ? at + 1 + strspn(at + 1, " ") : NULL;
+	return at && *at ? at : NULL;
 }
 
 /* Read "(rows,)" or "(rows, columns)". */
