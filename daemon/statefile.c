@@ -18,14 +18,26 @@
 #define FORMAT "mamba2d-state-1"
 #define CHECKSUM_TEXT (HASH_TEXT - 1)
 #define NAME_MAX_TENSOR 48
-#define WRITE_BYTES ((size_t)1 << 20) /* at a time */
+#define BLOCK ((size_t)SAFETENSORS_BLOCK) /* direct writes are of whole ones, in the file and in memory */
+#define DIRECT_LEAST ((size_t)1 << 20)    /* bytes for which they pay */
+#define WRITE_BYTES ((size_t)4 << 20)     /* at a time */
+
+static size_t cache_bytes(const struct shape *shape)
+{
+	return shape_cache_floats(shape) * sizeof(float);
+}
+
+static size_t pending_bytes(const struct shape *shape, const struct state *state)
+{
+	return state->pending_rows * shape->hidden_size * sizeof(float);
+}
 
 int state_new(const struct shape *shape, size_t window, struct state **ret_state, struct error *err)
 {
 	struct state *state = calloc(1, sizeof *state);
 
 	if (state) {
-		state->cache = malloc(shape_cache_floats(shape) * sizeof *state->cache);
+		state->cache = aligned_alloc(BLOCK, (cache_bytes(shape) + BLOCK - 1) / BLOCK * BLOCK);
 		state->pending = malloc(window * shape->hidden_size * sizeof *state->pending);
 	}
 	if (!state || !state->cache || !state->pending) {
@@ -158,16 +170,6 @@ static int checksum(const char *header, size_t header_size, const char *place, c
 
 /* --- writing --- */
 
-static size_t cache_bytes(const struct shape *shape)
-{
-	return shape_cache_floats(shape) * sizeof(float);
-}
-
-static size_t pending_bytes(const struct shape *shape, const struct state *state)
-{
-	return state->pending_rows * shape->hidden_size * sizeof(float);
-}
-
 /* The header with its checksum. */
 static int sealed_header(const struct shape *shape, const struct state *state, char **ret_header, size_t *ret_size,
 			 struct error *err)
@@ -196,6 +198,14 @@ static int sealed_header(const struct shape *shape, const struct state *state, c
 	return 0;
 }
 
+/* Go on through the page cache; false if that is the way already. */
+static bool stop_direct(int fd)
+{
+	const int flags = fcntl(fd, F_GETFL);
+
+	return flags >= 0 && (flags & O_DIRECT) && fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
+}
+
 static int write_all(int fd, const void *data, size_t size)
 {
 	const char *at = data;
@@ -203,7 +213,8 @@ static int write_all(int fd, const void *data, size_t size)
 	while (size) {
 		ssize_t n = write(fd, at, size < WRITE_BYTES ? size : WRITE_BYTES);
 
-		if (n < 0 && errno == EINTR)
+		/* a file system may want larger blocks, or have written a part of one */
+		if (n < 0 && (errno == EINTR || (errno == EINVAL && stop_direct(fd))))
 			continue;
 		if (n <= 0)
 			return -1;
@@ -211,6 +222,22 @@ static int write_all(int fd, const void *data, size_t size)
 		size -= (size_t)n;
 	}
 	return 0;
+}
+
+/*
+ * Write the cache, which is much and will not be read soon, past the page cache if the file system can: copying it there
+ * would cost more than all else that is done to it.  It lies at a whole block in memory and behind the header.
+ */
+static int write_cache(int fd, const char *cache, size_t size)
+{
+	const size_t blocks = size - size % BLOCK;
+	int rc;
+
+	if (size < DIRECT_LEAST || fcntl(fd, F_SETFL, O_DIRECT))
+		return write_all(fd, cache, size);
+	rc = write_all(fd, cache, blocks);
+	stop_direct(fd);
+	return rc ? rc : write_all(fd, cache + blocks, size - blocks);
 }
 
 int statefile_write(int folder, const char *name, const struct shape *shape, const struct state *state,
@@ -229,7 +256,7 @@ int statefile_write(int folder, const char *name, const struct shape *shape, con
 		rc = error_system(err, "%s", part);
 		goto out;
 	}
-	if (write_all(fd, header, size) || write_all(fd, state->cache, cache_bytes(shape)) ||
+	if (write_all(fd, header, size) || write_cache(fd, (const char *)state->cache, cache_bytes(shape)) ||
 	    write_all(fd, state->pending, pending_bytes(shape, state)) || fdatasync(fd))
 		rc = error_system(err, "%s", part);
 	if (close(fd) && !rc)

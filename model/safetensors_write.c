@@ -68,7 +68,7 @@ static int finish(FILE *out, char **text, const size_t *size, struct error *err)
 	long used = ftell(out);
 	bool failed;
 
-	fprintf(out, "%*s", (int)((8 - used % 8) % 8), "");
+	fprintf(out, "%*s", (int)((SAFETENSORS_BLOCK - used % SAFETENSORS_BLOCK) % SAFETENSORS_BLOCK), "");
 	failed = ferror(out);
 	if (fclose(out) || failed)
 		return error_memory(err, "a safetensors header");

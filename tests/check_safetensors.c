@@ -206,7 +206,7 @@ START_TEST(what_is_written_reads_back)
 	void *header;
 
 	ck_assert_int_eq(safetensors_header(entries, 4, metadata, 2, &header, &size, &err), 0);
-	ck_assert_uint_eq(size % 8, 0);
+	ck_assert_uint_eq(size % SAFETENSORS_BLOCK, 0);
 	bytes = calloc(1, size + 24 + 10 + 1);
 	memcpy(bytes, header, size);
 	bytes[size + 24] = 77;
