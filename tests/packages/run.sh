@@ -26,7 +26,6 @@ cp -a "$base" "$root"
 mkdir "$root/trial"
 cp "$build"/deb/mamba2d_*.deb "$root/trial/mamba2d.deb"
 cp "$build"/deb/python3-mamba2d_*.deb "$root/trial/python3-mamba2d.deb"
-cp tests/packages/inside.sh "$root/trial"
 
 # The same programs as a later version, to upgrade to.
 dpkg-deb -R "$root/trial/mamba2d.deb" "$build/later"
@@ -39,20 +38,4 @@ cp /etc/resolv.conf "$root/etc/resolv.conf"
 chroot "$root" sh -c 'apt-get -qq update && apt-get -qq -y install --no-install-recommends --download-only \
 	/trial/mamba2d.deb /trial/python3-mamba2d.deb python3-matplotlib' >/dev/null
 
-cat >"$root/etc/systemd/system/trial.service" <<'END'
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c 'sh /trial/inside.sh >/trial/log 2>&1; echo $? >/trial/status'
-ExecStopPost=systemctl poweroff --no-block
-END
-mkdir -p "$root/etc/systemd/system/default.target.wants"
-ln -sf ../trial.service "$root/etc/systemd/system/default.target.wants/trial.service"
-
-# Where systemd does not run the host it cannot be told of the container.
-unmanaged=
-[ -d /run/systemd/system ] || unmanaged="--register=no --keep-unit"
-# shellcheck disable=SC2086 # two words
-timeout 500 systemd-nspawn -q $unmanaged --private-network --machine=mamba2d-packages -D "$root" --boot \
-	>"$build/console" 2>&1 </dev/null || true
-cat "$root/trial/log"
-[ "$(cat "$root/trial/status")" = 0 ]
+tests/container.sh "$root" tests/packages/inside.sh 500

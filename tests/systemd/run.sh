@@ -27,26 +27,9 @@ cp -r tests/golden/seed-46032 "$root/srv/mamba2d/model"
 sed 's,^model:.*,model: /srv/mamba2d/model,' etc/mamba2d.yaml >"$root/etc/mamba2d/mamba2d.yaml"
 sed 's/570/580/; s/:9464/:9465/; s,/var/lib/mamba2d,/var/lib/mamba2d-second,' "$root/etc/mamba2d/mamba2d.yaml" \
 	>"$root/etc/mamba2d/second.yaml"
-cp tests/systemd/inside.sh "$root/trial"
 /usr/bin/python3 - "$root/trial" <<'END'
 import sys, numpy
 numpy.save(sys.argv[1] + "/rows.npy", numpy.random.default_rng(1).normal(size=(1000, 64)).astype("f4"))
 numpy.save(sys.argv[1] + "/narrow.npy", numpy.zeros((3, 63), "f4"))
 END
-cat >"$root/etc/systemd/system/trial.service" <<'END'
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c 'sh /trial/inside.sh >/trial/log 2>&1; echo $? >/trial/status'
-ExecStopPost=systemctl poweroff --no-block
-END
-mkdir -p "$root/etc/systemd/system/default.target.wants"
-ln -sf ../trial.service "$root/etc/systemd/system/default.target.wants/trial.service"
-
-# Where systemd does not run the host it cannot be told of the container.
-unmanaged=
-[ -d /run/systemd/system ] || unmanaged="--register=no --keep-unit"
-# shellcheck disable=SC2086 # two words
-timeout 300 systemd-nspawn -q $unmanaged --private-network --machine=mamba2d-trial -D "$root" --boot \
-	>"$build/console" 2>&1 </dev/null || true
-cat "$root/trial/log"
-[ "$(cat "$root/trial/status")" = 0 ]
+tests/container.sh "$root" tests/systemd/inside.sh 300
