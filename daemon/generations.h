@@ -50,8 +50,8 @@ uint64_t generations_durable(const struct generations *generations, uint64_t epo
  * - the newest confirmed one of its epoch, on which `durable` rests;
  * - of the others the one that will be confirmed first, so that `durable` moves on however far the peer lags;
  * - those that are not known: an earlier run of the daemon may have promised any of them.
- * Where all that leaves no room, after several runs in which the peer was not heard of, the latest of those runs go: what
- * the peer was promised is in the first of them.
+ * Only several runs in a row in which the peer was not heard of can leave no room with all that.  Then of those before
+ * the newest `keep` the newest go, until there is some: what the peer was promised is in the oldest.
  */
 void generations_doom(struct generations *generations, const struct generation *newest, size_t keep, bool reply,
 		      uint64_t got);
