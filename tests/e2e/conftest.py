@@ -1,10 +1,14 @@
 """Fixtures: daemons that are ended, and must end well, with the test or the file of tests that started them."""
 import functools
+import os
+import random as randomness
 import tempfile
 
 import pytest
 
 import harness
+
+SEED = int(os.environ.get("MAMBA2D_SEED", randomness.randrange(1 << 30)))
 
 
 class Daemons:
@@ -45,6 +49,13 @@ def shared_daemons():
 def golden():
     """golden(case) -> harness.Golden, read once."""
     return functools.lru_cache(None)(harness.Golden)
+
+
+@pytest.fixture
+def random():
+    """Other numbers in each run; MAMBA2D_SEED repeats one."""
+    print("MAMBA2D_SEED =", SEED)
+    return randomness.Random(SEED)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 The peers do not use the Python client on purpose: they can say anything, and check what a client would forgive (order,
 positions, repeats).
 """
+import concurrent.futures
+import contextlib
 import itertools
 import json
 import os
@@ -11,6 +13,7 @@ import signal
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 
 import msgpack
@@ -77,6 +80,19 @@ def to_bfloat16(array):
 
 def from_bfloat16(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@contextlib.contextmanager
+def meanwhile(work):
+    """Runs work(stop) in a thread of its own beside the block; that ends by setting stop, and fails if work did."""
+    stop = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # waits for it: sockets are not closed under its hands
+        result = pool.submit(work, stop)
+        try:
+            yield
+        finally:
+            stop.set()
+        result.result()
 
 
 # --- the daemon ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zmq
 
-from harness import CASES, MAMBA2CTL, ROOT, Peer, Relay, Subscriber, pack, relative_error, same_bytes
+from harness import CASES, MAMBA2CTL, ROOT, Peer, Relay, Subscriber, meanwhile, pack, relative_error, same_bytes
 
 CASE, WINDOW = "seed-46032", 8
 
@@ -266,9 +266,9 @@ def test_recv_ends_where_the_stream_begins_anew(published, rows, tmp_path):
 
 def test_top(daemon, golden):
     """Rates of what is going on, as JSON and as text."""
-    rows, started, stop = np.tile(golden(CASE).rows, (20, 1)), threading.Event(), threading.Event()
+    rows, started = np.tile(golden(CASE).rows, (20, 1)), threading.Event()
 
-    def feed():
+    def feed(stop):
         peer = Peer(daemon)
         for turn in range(10 ** 6):
             peer.data(b"busy/1", rows[:200])
@@ -279,15 +279,10 @@ def test_top(daemon, golden):
                 break
         peer.close()
 
-    thread = threading.Thread(target=feed)
-    thread.start()
-    try:
+    with meanwhile(feed):
         assert started.wait(60)
         lines = ctl("top", "--control", daemon.control, "--json", "--count", 8, "--interval", 0.5, "busy/").stdout
         text = ctl("top", "--control", daemon.control, "--count", 1, "--interval", 0.5, "busy/").stdout
-    finally:
-        stop.set()
-        thread.join()
     shown = [json.loads(line) for line in lines.splitlines()]
     assert len(shown) == 8
     moving = [now for now in shown if now["latency_p50_s"] and now["batch_fill"]]  # a busy machine may pause

@@ -1,6 +1,5 @@
 """Peers that are slow on purpose, never finish, never read or never stop: memory stays bounded and the others go on."""
 import contextlib
-import threading
 import time
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import zmq
 
 from attacks import GREETING, Sleeper, Throttle, connect
-from harness import TIMEOUT, Peer, Receiver, data_frames, pack, same_bytes
+from harness import TIMEOUT, Peer, Receiver, data_frames, meanwhile, pack, same_bytes
 from test_security import Secured
 
 CASE, WINDOW = "seed-46032", 8
@@ -117,19 +116,13 @@ def test_who_reads_late_is_served_beside_one_who_never_reads(daemons, rows):
     deadline = time.monotonic() + TIMEOUT
     while not daemon.ask("status")["stalls"]:
         assert time.monotonic() < deadline
-    stop = threading.Event()
 
-    def work():
+    def work(stop):
         while not stop.is_set():
             assert same_bytes(good.encode(rows[:8]), want[:8])
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with meanwhile(work):
         assert len(late.hidden(b"late", 0, len(many))) == len(many)
-    finally:
-        stop.set()
-        thread.join()
-        sleeper.close()
+    sleeper.close()
 
 
 @pytest.mark.native  # sanitizers keep freed memory

@@ -8,13 +8,12 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 
 import numpy as np
 import pytest
 
-from harness import TIMEOUT, Peer
+from harness import TIMEOUT, Peer, meanwhile
 from test_metrics import address
 
 CASE, WINDOW = "seed-46032", 16
@@ -104,9 +103,9 @@ def daemon(daemons):
 @pytest.fixture
 def traffic(daemon, golden):
     """Streams that are fed, at rates of their own, for as long as the test takes."""
-    rows, stop = np.tile(golden(CASE).rows, (40, 1)), threading.Event()
+    rows = np.tile(golden(CASE).rows, (40, 1))
 
-    def feed():
+    def feed(stop):
         peer = Peer(daemon)
         random = np.random.default_rng(7)
         for turn in range(10 ** 6):
@@ -121,11 +120,8 @@ def traffic(daemon, golden):
                 pass
         peer.close()
 
-    thread = threading.Thread(target=feed)
-    thread.start()
-    yield
-    stop.set()
-    thread.join()
+    with meanwhile(feed):
+        yield
 
 
 def test_the_page_is_live(daemon, traffic, browser):

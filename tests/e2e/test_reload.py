@@ -2,11 +2,10 @@
 import json
 import signal
 import subprocess
-import threading
 
 import pytest
 
-from harness import MAMBA2CTL, Peer, same_bytes
+from harness import MAMBA2CTL, Peer, meanwhile, same_bytes
 
 CASE, WINDOW = "seed-46032", 8
 
@@ -130,28 +129,23 @@ def test_reload_under_load_loses_no_row(daemons, file, rows):
     peer = Peer(daemon)
     want = peer.encode(rows)
     streams = [b"a", b"b", b"c", b"d"]
-    stop = threading.Event()
 
-    def reload():
+    def reload(stop):
         for i in range(10 ** 6):
             file(f"streams: {{max: {100 + i % 50}, flush_after: {i % 3 * 100}}}\nlimits: {{credit_rows: {20000 + i}}}\n"
                  if i % 10 else "streams: {max: 0}\n")
             assert daemon.ask("reload")["ok"] == bool(i % 10)
             if stop.is_set():
-                return i
+                return
 
     for round_ in range(5):
-        thread = threading.Thread(target=reload)
-        thread.start()
-        for stream in streams:
-            peer.open(stream)
-        for start in range(0, len(rows), 3):
+        with meanwhile(reload):
             for stream in streams:
-                peer.data(stream, rows[start:start + 3], pos=start, end=start + 3 >= len(rows))
-        for stream in streams:
-            assert same_bytes(peer.hidden(stream, 0, len(rows)), want)
-        stop.set()
-        thread.join()
-        stop.clear()
+                peer.open(stream)
+            for start in range(0, len(rows), 3):
+                for stream in streams:
+                    peer.data(stream, rows[start:start + 3], pos=start, end=start + 3 >= len(rows))
+            for stream in streams:
+                assert same_bytes(peer.hidden(stream, 0, len(rows)), want)
     status = daemon.ask("status")
     assert (status["gaps"], status["refused"], status["duplicate_rows"]) == (0, {}, 0)

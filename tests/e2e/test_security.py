@@ -3,7 +3,6 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 import time
 
 import msgpack
@@ -12,8 +11,8 @@ import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from harness import (MAMBA2CTL, MAMBA2D, ROOT, TIMEOUT, Golden, Peer, Receiver, Subscriber, data_frames, pack,
-                     same_bytes)
+from harness import (MAMBA2CTL, MAMBA2D, ROOT, TIMEOUT, Golden, Peer, Receiver, Subscriber, data_frames, meanwhile,
+                     pack, same_bytes)
 from keyring import Keyring, key, keygen
 
 sys.path.insert(0, os.path.join(ROOT, "protocol", "python"))
@@ -139,21 +138,18 @@ def strangers(secured, n, address):
 def test_a_thousand_strangers_are_refused_while_others_work(secured, rows):
     peer = secured.peer("producer", "write=p read=p")
     want = Peer(secured.daemon).encode(rows)
-    ends, stop, done = [], threading.Event(), []
+    ends, done = [], []
 
-    def work():
+    def work(stop):
         while not stop.is_set() or len(done) < 3:
             stream = b"p%d" % len(done)
             peer.open(stream)
             peer.data(stream, rows, end=True)
             done.append(peer.hidden(stream, 0, len(rows)))
-    thread = threading.Thread(target=work)
-    thread.start()
-    for i in range(20):
-        ends += strangers(secured, 50, secured.tcp[("ingest", "control", "subscribe", "publish")[i % 4]]
-                          if i % 4 < 2 else secured.tcp["ingest"])
-    stop.set()
-    thread.join()
+    with meanwhile(work):
+        for i in range(20):
+            ends += strangers(secured, 50, secured.tcp[("ingest", "control", "subscribe", "publish")[i % 4]]
+                              if i % 4 < 2 else secured.tcp["ingest"])
     assert ends == [AUTH] * 1000
     assert len(done) >= 3 and all(same_bytes(hidden, want) for hidden in done)
     status = secured.daemon.ask("status")
@@ -464,9 +460,8 @@ def test_subscribers_that_vanish_at_once(secured, rows):
     steady = secured.subscriber("steady", b"s").wait(b"s-probe")
     peer = Peer(secured.daemon)
     want = peer.encode(rows)
-    stop = threading.Event()
 
-    def vanish():
+    def vanish(stop):
         with zmq.Context() as context:
             while not stop.is_set():
                 many = []
@@ -482,18 +477,13 @@ def test_subscribers_that_vanish_at_once(secured, rows):
                 time.sleep(0.02)
                 for socket in many:
                     socket.close()
-    threads = [threading.Thread(target=vanish) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for i in range(60):
-        stream = b"s%d" % i
-        peer.open(stream)
-        peer.data(stream, rows, end=True)
-        assert same_bytes(peer.hidden(stream, 0, len(rows)), want)
-        assert same_bytes(steady.hidden(stream, 0, len(rows)), want)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with meanwhile(vanish), meanwhile(vanish):
+        for i in range(60):
+            stream = b"s%d" % i
+            peer.open(stream)
+            peer.data(stream, rows, end=True)
+            assert same_bytes(peer.hidden(stream, 0, len(rows)), want)
+            assert same_bytes(steady.hidden(stream, 0, len(rows)), want)
 
 
 def test_messages_that_are_no_subscriptions_mislead_nobody(secured, rows):

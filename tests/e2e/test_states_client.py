@@ -19,13 +19,6 @@ from mamba2d import Client
 
 CASE, WINDOW = "seed-46032", 8
 KILLS = int(os.environ.get("MAMBA2D_KILLS", 15))
-SEED = int(os.environ.get("MAMBA2D_SEED", randomness.randrange(1 << 30)))
-
-
-@pytest.fixture
-def random():
-    print("MAMBA2D_SEED =", SEED)
-    return randomness.Random(SEED)
 
 
 @pytest.fixture(scope="module")

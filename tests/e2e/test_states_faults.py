@@ -5,7 +5,6 @@ MAMBA2D_FAULTS=all tries every system call with every error; MAMBA2D_KILLS and M
 import errno
 import itertools
 import os
-import random as randomness
 import time
 
 import pytest
@@ -18,7 +17,6 @@ from test_states_killed import finish, run
 CASE, WINDOW = "seed-46032", 8
 ALL = os.environ.get("MAMBA2D_FAULTS") == "all"
 KILLS = int(os.environ.get("MAMBA2D_KILLS", 15))
-SEED = int(os.environ.get("MAMBA2D_SEED", randomness.randrange(1 << 30)))
 FOR_GOOD = 1 << 30
 
 
@@ -231,10 +229,9 @@ def test_a_state_that_is_unreadable(daemon, faults, rows, want):
 
 # --- at random -------------------------------------------------------------------------------------------------------
 
-def test_a_flaky_disk_and_kills(daemon, faults, rows, want, tmp_path):
+def test_a_flaky_disk_and_kills(daemon, faults, random, rows, want, tmp_path):
     """Producers that send again from `durable` lose nothing, whatever fails and however often the daemon is killed."""
-    print("MAMBA2D_SEED =", SEED)
-    random, numbers, failures = randomness.Random(SEED), itertools.count(), 0
+    numbers, failures = itertools.count(), 0
     daemon.settings["state.interval"] = 0.01
 
     def next_feed():
@@ -309,9 +306,9 @@ def test_a_disk_that_fills_and_one_that_becomes_read_only(daemon, disk, rows, wa
     assert daemon.ask("status")["rows_in"] == 0
 
 
-def test_a_disk_that_fills_under_load(daemon, disk, rows, want):
+def test_a_disk_that_fills_under_load(daemon, disk, random, rows, want):
     """It has room for fewer states than there are streams: some are saved, some cannot be."""
-    random, numbers = randomness.Random(SEED), itertools.count()
+    numbers = itertools.count()
     daemon.settings["state.interval"] = 0.02
 
     def next_feed():

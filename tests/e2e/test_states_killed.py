@@ -4,7 +4,6 @@ MAMBA2D_KILLS sets how often the daemon is killed in each of the tests (default 
 """
 import itertools
 import os
-import random as randomness
 import time
 
 import pytest
@@ -15,13 +14,6 @@ from keeper import Feed, Keeper
 
 CASE, WINDOW = "seed-46032", 8
 KILLS = int(os.environ.get("MAMBA2D_KILLS", 15))
-SEED = int(os.environ.get("MAMBA2D_SEED", randomness.randrange(1 << 30)))
-
-
-@pytest.fixture
-def random():
-    print("MAMBA2D_SEED =", SEED)
-    return randomness.Random(SEED)
 
 
 @pytest.fixture(scope="module")
