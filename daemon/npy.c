@@ -166,6 +166,7 @@ int npy_create(struct npy_writer *writer, const char *path, size_t rows, size_t 
 	char header[128];
 	int n;
 
+	writer->file = NULL;
 	if (strlen(path) >= sizeof writer->path)
 		return error_set(err, ERR_ARGUMENT, "%s: name too long", path);
 	snprintf(writer->path, sizeof writer->path, "%s", path);

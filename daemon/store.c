@@ -34,13 +34,7 @@ struct store {
 
 void store_key(const void *id, size_t size, char ret_key[HASH_TEXT])
 {
-	struct hash *hash;
-
-	if (hash_new(&hash, NULL))
-		abort(); /* a few hundred bytes */
-	hash_update(hash, id, size);
-	hash_text(hash, ret_key);
-	hash_free(hash);
+	hash_bytes(id, size, ret_key);
 }
 
 static void state_name(const char *key, uint64_t number, char name[FILE_NAME])

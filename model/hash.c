@@ -28,12 +28,20 @@ void hash_update(struct hash *hash, const void *data, size_t size)
 		XXH3_128bits_update((XXH3_state_t *)hash, data, size);
 }
 
-void hash_text(const struct hash *hash, char ret_text[HASH_TEXT])
+static void to_text(XXH128_hash_t value, char ret_text[HASH_TEXT])
 {
-	XXH128_hash_t value = XXH3_128bits_digest((const XXH3_state_t *)hash);
-
 	snprintf(ret_text, HASH_TEXT, "%016llx%016llx", (unsigned long long)value.high64,
 		 (unsigned long long)value.low64);
+}
+
+void hash_text(const struct hash *hash, char ret_text[HASH_TEXT])
+{
+	to_text(XXH3_128bits_digest((const XXH3_state_t *)hash), ret_text);
+}
+
+void hash_bytes(const void *data, size_t size, char ret_text[HASH_TEXT])
+{
+	to_text(XXH3_128bits(data, size), ret_text);
 }
 
 uint64_t hash_keyed(const void *data, size_t size, uint64_t key)

@@ -21,6 +21,9 @@ void hash_update(struct hash *hash, const void *data, size_t size);
 /* The hash of what came until now, in hex; more may follow. */
 void hash_text(const struct hash *hash, char ret_text[HASH_TEXT]);
 
+/* The same of bytes that are all there. */
+void hash_bytes(const void *data, size_t size, char ret_text[HASH_TEXT]);
+
 /* 64 bits of hash of a few bytes under a key that peers do not know: for hash tables. */
 uint64_t hash_keyed(const void *data, size_t size, uint64_t key);
 

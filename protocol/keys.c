@@ -35,25 +35,20 @@ void keys_format(const unsigned char key[KEY_BYTES], char text[KEY_TEXT])
 
 /* --- writing --- */
 
-/* Write a new file whose mode is exactly that. */
+/* Write a new file whose mode is exactly that; on failure there is none. */
 static int write_file(const char *path, mode_t mode, const char *comment, const char *keyword, const char *key,
 		      struct error *err)
 {
 	const int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
-	FILE *file;
 	int status = 0;
 
 	if (fd < 0)
 		return error_system(err, "%s", path);
-	file = fdopen(fd, "w");
-	if (!file) {
-		close(fd);
-		return error_system(err, "%s", path);
-	}
-	if (fchmod(fd, mode) != 0 || fprintf(file, "# %s\n%s %s\n", comment, keyword, key) < 0)
+	if (fchmod(fd, mode) != 0 || dprintf(fd, "# %s\n%s %s\n", comment, keyword, key) < 0 || fsync(fd) != 0)
 		status = error_system(err, "%s", path);
-	if (fclose(file) != 0 && status == 0)
-		status = error_system(err, "%s", path);
+	close(fd);
+	if (status != 0)
+		unlink(path);
 	return status;
 }
 
@@ -70,7 +65,10 @@ int keys_write(const char *path, const struct key_pair *pair, struct error *err)
 			    err);
 	if (status != 0)
 		return status;
-	return write_file(public_path, 0644, "This may be known to everybody.", PUBLIC, pair->public_key, err);
+	status = write_file(public_path, 0644, "This may be known to everybody.", PUBLIC, pair->public_key, err);
+	if (status != 0)
+		unlink(path);
+	return status;
 }
 
 /* --- reading --- */

@@ -347,7 +347,7 @@ class Subscriber(Receiver):
         deadline = time.monotonic() + TIMEOUT
         n = 0
         while not self.socket.poll(20):
-            assert time.monotonic() < deadline, daemon.log()
+            assert time.monotonic() < deadline and daemon.process.poll() is None, daemon.log()
             peer.header(b"probe-%d" % n, type="open")
             peer.header(b"probe-%d" % n, type="close")
             n += 1

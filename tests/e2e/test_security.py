@@ -25,9 +25,9 @@ MODEL = Golden(CASE).folder
 class Secured:
     """A daemon that asks for keys on TCP, and for none on ipc."""
 
-    def __init__(self, daemons, folder, **settings):
+    def __init__(self, daemons, folder, case=CASE, **settings):
         self.keyring = Keyring(folder)
-        self.daemon = daemons(CASE, start=False, window=WINDOW, **settings)
+        self.daemon = daemons(case, start=False, window=WINDOW, **settings)
         self.daemon.settings.update({
             "security.secret_key": self.keyring.own, "security.authorized_keys": self.keyring.authorized,
             **{f"sockets.{name}": [f"ipc://{self.daemon.folder}/{file}", "tcp://127.0.0.1:*"]
