@@ -5,10 +5,11 @@
  *	bench_daemon --ingest ADDRESS --columns N [--streams S] [--window L] [--ahead K] [--dtype bfloat16] [--seconds N]
  *		     [--model DIR] [--device NAME]
  *
- * The three take turns.  The window, and the dtype of hidden states, should be the daemon's; a daemon on the same GPU
- * has to leave memory for --model (limits.cache_bytes).  rows_per_s counts rows whose hidden states came back; latency
- * is from sending a window to their arrival, which with --streams 1 --ahead 1 is the device's own time and what the
- * daemon and the sockets add to it.
+ * The three take turns; with --streams 1 --ahead 1 and --model there is a fourth, libzmq_held, where libzmq's messages
+ * are held for as long as a pass takes: what a daemon that did nothing else would reach.  The window, and the dtype of
+ * hidden states, should be the daemon's; a daemon on the same GPU has to leave memory for --model (limits.cache_bytes).
+ * rows_per_s counts rows whose hidden states came back; latency is from sending a window to their arrival, which with
+ * --streams 1 --ahead 1 is the device's own time and what the daemon and the sockets add to it.
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -94,20 +95,26 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+static double percentile(struct bench_samples *s, size_t percent)
+{
+	qsort(s->latency, s->n, sizeof *s->latency, compare);
+	return s->n ? s->latency[s->n * percent / 100] : 0;
+}
+
 /* Print what was measured, under names with this prefix, and free it. */
 static void print(const char *prefix, struct bench_samples *s)
 {
-	qsort(s->latency, s->n, sizeof *s->latency, compare);
-	printf(", \"%srows_per_s\": %.1f, \"%slatency_ms_p50\": %.3f, \"%slatency_ms_p99\": %.3f", prefix,
-	       s->rows / s->seconds, prefix, s->n ? s->latency[s->n / 2] * 1e3 : 0.0, prefix,
-	       s->n ? s->latency[s->n * 99 / 100] * 1e3 : 0.0);
+	if (s->n)
+		printf(", \"%srows_per_s\": %.1f, \"%slatency_ms_p50\": %.3f, \"%slatency_ms_p99\": %.3f", prefix,
+		       s->rows / s->seconds, prefix, percentile(s, 50) * 1e3, prefix, percentile(s, 99) * 1e3);
 	free(s->latency);
 }
 
 int main(int argc, char **argv)
 {
 	struct bench_options o;
-	struct bench_samples daemon = samples_new(), libzmq = samples_new(), in_process = samples_new();
+	struct bench_samples daemon = samples_new(), libzmq = samples_new(), held = samples_new();
+	struct bench_samples in_process = samples_new();
 	struct load *load, *echoed;
 	struct passes *passes;
 	struct echo *echo;
@@ -126,16 +133,20 @@ int main(int argc, char **argv)
 		load_run(echoed, o.seconds / TURNS, &libzmq);
 		if (passes)
 			passes_run(passes, o.seconds / TURNS, &in_process);
+		if (passes && o.streams * o.ahead == 1) {
+			echo_hold(echo, percentile(&in_process, 50));
+			load_run(echoed, o.seconds / TURNS, &held);
+			echo_hold(echo, 0);
+		}
 	}
 	printf("{\"streams\": %zu, \"window\": %zu, \"ahead\": %zu, \"dtype\": \"%s\"", o.streams, o.window, o.ahead,
 	       dtype_name(o.dtype));
 	print("", &daemon);
 	print("libzmq_", &libzmq);
-	if (passes) {
-		print("in_process_", &in_process);
-		passes_free(passes);
-	}
+	print("libzmq_held_", &held);
+	print("in_process_", &in_process);
 	puts("}");
+	passes_free(passes);
 	load_free(load);
 	load_free(echoed);
 	echo_free(echo);

@@ -1,6 +1,6 @@
 /*
- * What bench_daemon measures in turns: a daemon over its sockets, what libzmq alone does with messages of that size, and
- * passes of the device in process.  All failures end the program.
+ * What bench_daemon measures in turns: a daemon over its sockets, what libzmq alone does with messages of that size,
+ * and passes of the device in process.  All failures end the program.
  */
 #ifndef TESTS_BENCH_DAEMON_H
 #define TESTS_BENCH_DAEMON_H
@@ -46,6 +46,7 @@ struct echo;
 
 struct echo *echo_new(const char *like); /* with an address of its own over the same transport */
 const char *echo_address(const struct echo *echo);
+void echo_hold(struct echo *echo, double seconds); /* each message for so long: what sleeps meanwhile has to wake up */
 void echo_free(struct echo *echo);
 
 /* --- tests/bench_passes.c: the device in process --- */
@@ -54,8 +55,8 @@ struct passes;
 
 struct passes *passes_new(const struct bench_options *options);
 
-/* Latencies of single passes, a window of each stream in one; rows in the time where as many as it takes are under way. */
+/* Latencies of single passes, a window of each stream in one; rows while as many are under way as the device takes. */
 void passes_run(struct passes *passes, double seconds, struct bench_samples *samples);
-void passes_free(struct passes *passes);
+void passes_free(struct passes *passes); /* NULL is fine */
 
 #endif

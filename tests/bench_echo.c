@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 struct echo {
 	void *context, *router, *publish;
 	pthread_t thread;
+	_Atomic double hold; /* seconds */
 	char address[128];
 };
 
@@ -51,6 +53,10 @@ static void *serve(void *arg)
 	size_t n;
 
 	while ((n = receive(echo->router, frames)) > 0) {
+		const double until = n == FRAMES ? bench_now() + echo->hold : 0;
+
+		while (bench_now() < until)
+			;
 		for (size_t i = 1; i < n && n == FRAMES; i++) {
 			zmq_msg_t copy;
 
@@ -99,6 +105,11 @@ struct echo *echo_new(const char *like)
 const char *echo_address(const struct echo *echo)
 {
 	return echo->address;
+}
+
+void echo_hold(struct echo *echo, double seconds)
+{
+	echo->hold = seconds;
 }
 
 void echo_free(struct echo *echo)

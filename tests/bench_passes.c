@@ -106,8 +106,10 @@ void passes_run(struct passes *passes, double seconds, struct bench_samples *sam
 
 void passes_free(struct passes *passes)
 {
-	const struct backend *backend = passes->device->backend;
+	const struct backend *backend = passes ? passes->device->backend : NULL;
 
+	if (!passes)
+		return;
 	for (size_t i = 0; i < passes->batch.n_segments; i++)
 		backend->cache_free(passes->device, passes->segments[i].cache);
 	backend->host_free(passes->device, passes->inputs);
