@@ -9,11 +9,12 @@
  * A block stays on its processor and takes one item after another: three neighbouring heads of one group, from a
  * segment's first chunk to its last.  Each of its three warpgroups convolves the columns of a head, keeps its state,
  * 64 p x N n, in registers, and a bfloat16 copy of it in shared memory as an operand.  B, C and the scores are shared.
- * All copies are bulk copies that run ahead: the next chunk's, and the next item's state.  A warpgroup meets the others
- * only at mbarriers.  The products add up in the order of chunk_states and chunk_outputs: the same bits.
+ * All copies run ahead: the next chunk's, and the next item's state and weights.  What the warpgroups share is fetched
+ * anew by the last warp that has done with it, so that none waits for the others.  The products add up in the order of
+ * chunk_states and chunk_outputs: the same bits.
  *
- * Within a head, column 16 q + 2 t + e stands at place 8 t + 2 q + e (t < 8; q < 4; e < 2): of an
- * accumulator's row, a lane has 16 neighbours.
+ * Within a head, column 32 s + 8 q + 2 t + e stands at place 8 (4 s + t) + 2 q + e (s < 2; t, q < 4; e < 2): of an
+ * accumulator's row, a lane has twice eight neighbours, and four lanes together 64 bytes in a row.
  */
 #define GROUPS 3
 #define GROUP_THREADS 128
@@ -21,11 +22,12 @@
 #define HALO (TAPS - 1)
 #define X_CORE 144                /* bytes from a core of x to its neighbour, */
 #define X_CORES (8 * X_CORE + 16) /* and to the next eight rows: lanes that store x keep off one bank */
-#define Z_PITCH 144               /* bytes of a row of z */
+#define Z_PITCH 192               /* bytes from a row of z to the next: two rows' 64 bytes share no bank */
 
 /* A warpgroup's own shared memory. */
 template <int N> struct __align__(128) group_memory {
-	float state[GROUP_COLUMNS * N]; /* [p, n] of the next item */
+	float state[GROUP_COLUMNS * N];    /* [p, n] of the next item, */
+	float conv[HALO][GROUP_COLUMNS];   /* and its conv state */
 	union {
 		bfloat16 h[GROUP_COLUMNS * N]; /* cores of [p, n], until y's first product is done; */
 		char z[CHUNK_ROWS * Z_PITCH];  /* then z */
@@ -47,8 +49,8 @@ template <int N> struct __align__(128) segments_memory {
 	float scores[CHUNK_TILES * SCORE_TILE];
 	float steps[GROUPS * STEP_PLANES * CHUNK_ROWS];
 	struct group_memory<N> group[GROUPS];
-	uint64_t c_full, c_empty; /* c, scores and steps */
-	uint64_t b_full, b_empty;
+	uint64_t c_full, b_full; /* c with scores and steps; b */
+	unsigned c_done, b_done; /* warps that do not need them any more */
 };
 
 /* What a warpgroup works on: a head. */
@@ -104,15 +106,16 @@ static __device__ int uniform(int n)
 	return __shfl_sync(0xffffffff, n, 0);
 }
 
-/* Copies out of shared memory, member by member: as a whole they would go through generic loads. */
-static __device__ struct chunk_view chunk_in(const struct chunk_view &k)
+/* Whether the warp is the last of the block to come here, this time round; by one of its lanes. */
+static __device__ bool is_last_warp(unsigned *count)
 {
-	return { k.segment, k.row, k.first, k.rows, k.unit, k.scores };
-}
+	unsigned before;
 
-static __device__ struct segment_view segment_in(const struct segment_view &s)
-{
-	return { s.cache, s.parity, s.row, s.rows, s.kept, s.chunk, s.chunks, s.kept_chunks };
+	asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;"
+		     : "=r"(before)
+		     : "r"(shared_address(count)), "n"(WARPS - 1)
+		     : "memory");
+	return before == WARPS - 1;
 }
 
 /* C, scores and steps of a chunk; by one thread. */
@@ -139,13 +142,17 @@ static __device__ void fetch_b(const struct chunk_params &a, struct segments_mem
 	bulk_copy(s.b, bc_of(a, k, p.group, 0), bytes, &s.b_full);
 }
 
-/* The state that an item begins with; by one thread. */
+/* The states that an item begins with; by one thread. */
 template <int N>
 static __device__ void fetch_state(const struct chunk_params &a, struct group_memory<N> &m,
 				   const struct segment_view &segment, int column)
 {
-	mbarrier_expect(&m.state_full, sizeof(m.state));
+	const float *conv = conv_state_of(a, segment, segment.parity) + column;
+
+	mbarrier_expect(&m.state_full, sizeof(m.state) + sizeof(m.conv));
 	bulk_copy(m.state, state_of(a, segment, 0) + (size_t)column * N, sizeof(m.state), &m.state_full);
+	for (int i = 0; i < HALO; i++)
+		bulk_copy(m.conv[i], conv + i * a.layout.conv_cols, sizeof(m.conv[i]), &m.state_full);
 }
 
 /* 64 columns of proj in the chunk's rows, pitch bytes apart; by the whole warpgroup. */
@@ -161,6 +168,18 @@ static __device__ void fetch_rows(const struct chunk_params &a, const struct chu
 		if (row + i < k.rows)
 			copy16((char *)to + (row + i) * pitch + 16 * eight, from + (size_t)i * a.layout.proj_cols);
 	mbarrier_arrive_behind_copies(full);
+}
+
+/* What the convolution of an item needs; by the whole warpgroup, for who waits for rows that it fetches next. */
+template <int N>
+static __device__ void fetch_weights(const struct chunk_params &a, struct group_memory<N> &m, int column)
+{
+	int tap = group_thread() / (GROUP_COLUMNS / 4), c = group_thread() % (GROUP_COLUMNS / 4) * 4;
+
+	if (tap < TAPS)
+		copy16(&m.weight[tap][c], a.weights.conv + tap * a.layout.conv_cols + column + c);
+	else if (tap == TAPS)
+		copy16(&m.weight[TAPS][c], a.weights.conv_bias + column + c);
 }
 
 /* Begin to bring such rows into the L2 cache; likewise. */
@@ -196,8 +215,7 @@ static __device__ void convolve_x(const struct chunk_params &a, struct group_mem
 
 		v[i][0] = first_of(row), v[i][1] = second_of(row);
 		if (from == 0 && n == 0)
-			*(float2 *)v[i] = *(const float2 *)(conv_state_of(a, segment, segment.parity) + i * l.conv_cols +
-							    column + c);
+			*(float2 *)v[i] = *(const float2 *)&m.conv[i][c];
 	}
 #pragma unroll
 	for (int i = 0; i < 16; i++)
@@ -212,7 +230,7 @@ static __device__ void convolve_x(const struct chunk_params &a, struct group_mem
 				make_float2(first_of(row), second_of(row));
 	}
 	group_barrier(); /* all have read: x may take raw's place */
-	char *to = m.x + from / 8 * X_CORES + c % 16 / 2 * X_CORE + c / 16 * 4;
+	char *to = m.x + from / 8 * X_CORES + (c / 32 * 4 + c % 8 / 2) * X_CORE + c % 32 / 8 * 4;
 #pragma unroll
 	for (int i = 0; i < 16; i++) {
 		v[HALO][0] = first_of(raw[i]), v[HALO][1] = second_of(raw[i]);
@@ -313,31 +331,28 @@ static __device__ void finish_y(const struct chunk_params &a, const struct group
 #pragma unroll
 	for (int half = 0; half < 2; half++) {
 		int r = 16 * warp + 8 * half + g;
-		bfloat16 *to = (bfloat16 *)a.buffers.gated + (size_t)(k.row + r) * l.inner_cols + column + 16 * q;
-		float sums[4];
+		bfloat16 *to = (bfloat16 *)a.buffers.gated + (size_t)(k.row + r) * l.inner_cols + column + 8 * q;
+		float sums[2];
 
 #pragma unroll
-		for (int i = 0; i < 4; i += 2) {
-			uint4 z = *(const uint4 *)(m.z + r * Z_PITCH + 32 * q + 8 * i);
-			const float *norm = m.norm + 16 * q + 4 * i;
-			uint2 out[2];
+		for (int s = 0; s < 2; s++) {
+			uint4 z = *(const uint4 *)(m.z + r * Z_PITCH + 64 * s + 16 * q);
+			const float *norm = m.norm + 32 * s + 8 * q, *at = y + 16 * s + 2 * half;
+			float low[4] = { at[0], at[1], at[4], at[5] }, high[4] = { at[8], at[9], at[12], at[13] };
+			float gated[4];
 
-#pragma unroll
-			for (int u = 0; u < 2; u++) {
-				const float *at = y + 8 * (i + u) + 2 * half;
-				float four[4] = { at[0], at[1], at[4], at[5] }, gated[4];
-
-				sums[i + u] = gate4(four, u ? make_uint2(z.z, z.w) : make_uint2(z.x, z.y), gated);
-				out[u] = weighted4(gated, *(const float4 *)(norm + 4 * u));
-			}
+			sums[s] = gate4(low, make_uint2(z.x, z.y), gated);
+			uint2 first = weighted4(gated, *(const float4 *)norm);
+			sums[s] += gate4(high, make_uint2(z.z, z.w), gated);
+			uint2 second = weighted4(gated, *(const float4 *)(norm + 4));
 			if (r < k.rows)
-				store_whole(to + 4 * i, make_uint4(out[0].x, out[0].y, out[1].x, out[1].y));
+				store_whole(to + 32 * s, make_uint4(first.x, first.y, second.x, second.y));
+			sums[s] += __shfl_xor_sync(0xffffffff, sums[s], 1);
+			sums[s] += __shfl_xor_sync(0xffffffff, sums[s], 2);
 		}
-		float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-		sum += __shfl_xor_sync(0xffffffff, sum, 1);
-		sum += __shfl_xor_sync(0xffffffff, sum, 2);
 		if (q == 0 && r < k.rows)
-			a.buffers.squares[(size_t)(k.row + r) * (l.inner / GROUP_COLUMNS) + column / GROUP_COLUMNS] = sum;
+			a.buffers.squares[(size_t)(k.row + r) * (l.inner / GROUP_COLUMNS) + column / GROUP_COLUMNS] =
+				sums[0] + sums[1];
 	}
 }
 
@@ -346,7 +361,7 @@ static __device__ int first_of_state(int n_columns)
 {
 	int warp = group_thread() / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
 
-	return (g / 2 * 16 + 4 * warp + g % 2) * n_columns + 4 * q;
+	return (warp / 2 * 32 + g / 2 * 8 + warp % 2 * 4 + g % 2) * n_columns + 4 * q;
 }
 
 template <int N> static __device__ void load_h(const float *state, float (&h)[N / 2])
@@ -396,21 +411,6 @@ template <int N> static __device__ void copy_h(const float (&h)[N / 2], bfloat16
 	publish_to_async();
 }
 
-/* What an item's convolution and norm need of the weights. */
-template <int N>
-static __device__ void load_weights(const struct chunk_params &a, struct group_memory<N> &m, int column)
-{
-	int c = group_thread() % GROUP_COLUMNS, first = group_thread() / GROUP_COLUMNS;
-
-#pragma unroll
-	for (int i = 0; i < TAPS; i += 2)
-		m.weight[i + first][c] = a.weights.conv[(i + first) * a.layout.conv_cols + column + c];
-	if (first == 0)
-		m.weight[TAPS][c] = a.weights.conv_bias[column + c];
-	else
-		m.norm[c] = a.weights.gated_norm[column + c];
-}
-
 /* Where a warpgroup stands. */
 struct progress {
 	int item, items; /* of all blocks' */
@@ -430,22 +430,27 @@ static __device__ struct group_place next_place(const struct chunk_params &a, co
 }
 
 /*
- * Views that will be needed next, read by the warpgroup's first thread while others compute: the chunk behind number
- * `chunk` of the batch, or if it is the segment's last, the next item's first one, and the segment of the item after it.
+ * What will be needed next: the view of the chunk behind number n of the item, or if that is its last, of the next item's
+ * first; and with its first chunk, the next item's segment and states.  By the warpgroup's first thread.
  */
 template <int N>
-static __device__ void look_ahead(const struct chunk_params &a, struct group_memory<N> &m, const struct progress &at,
-				  int chunk, bool more)
+static __device__ void look_ahead(const struct chunk_params &a, struct group_memory<N> &m,
+				  const struct segment_view &segment, const struct progress &at, int n)
 {
 	struct chunk_view *next = &m.views[(at.done_chunks + 1) % 2];
-	int turn = at.done_items % 2;
+	struct segment_view *following = &m.segments[(at.done_items + 1) % 2];
 
-	if (more)
-		*next = a.batch->chunks[chunk + 1];
+	if (n == 0 && !last_item(at)) {
+		const struct group_place there = next_place(a, at);
+
+		*following = a.batch->segments[(at.item + gridDim.x) / at.blocks];
+		if (is_there(there))
+			fetch_state(a, m, *following, column_of(there));
+	}
+	if (n + 1 < segment.chunks)
+		*next = a.batch->chunks[segment.chunk + n + 1];
 	else if (!last_item(at))
-		*next = a.batch->chunks[m.segments[!turn].chunk];
-	if (!more && at.item + 2 * gridDim.x < at.items)
-		m.segments[turn] = a.batch->segments[(at.item + 2 * gridDim.x) / at.blocks];
+		*next = a.batch->chunks[following->chunk];
 }
 
 /* Start the warpgroup's own copies for the next chunk; more: it is this item's. */
@@ -453,7 +458,7 @@ template <int N>
 static __device__ void fetch_ahead(const struct chunk_params &a, struct group_memory<N> &m, const struct group_place &p,
 				   const struct progress &at, bool more)
 {
-	const struct chunk_view next = chunk_in(m.views[(at.done_chunks + 1) % 2]);
+	const struct chunk_view &next = m.views[(at.done_chunks + 1) % 2];
 	struct group_place there = p;
 
 	if (!more && last_item(at))
@@ -462,8 +467,32 @@ static __device__ void fetch_ahead(const struct chunk_params &a, struct group_me
 		there = next_place(a, at);
 	if (!is_there(there))
 		return;
+	if (!more)
+		fetch_weights(a, m, column_of(there));
 	fetch_rows(a, next, a.layout.inner_cols + column_of(there), m.raw, sizeof(m.raw[0]), &m.raw_full);
 	expect_rows(a, next, column_of(there));
+}
+
+/* The warp does not need c, scores and steps any more; the last one fetches the next chunk's. */
+template <int N>
+static __device__ void release_c(const struct chunk_params &a, struct segments_memory<N> &s,
+				 const struct group_place &p, const struct progress &at, bool more)
+{
+	__syncwarp();
+	if (threadIdx.x % 32 == 0 && (more || !last_item(at)) && is_last_warp(&s.c_done))
+		fetch_c(a, s, more ? p : next_place(a, at),
+			s.group[threadIdx.x / GROUP_THREADS].views[(at.done_chunks + 1) % 2]);
+}
+
+/* Likewise b. */
+template <int N>
+static __device__ void release_b(const struct chunk_params &a, struct segments_memory<N> &s,
+				 const struct group_place &p, const struct progress &at, bool more)
+{
+	__syncwarp();
+	if (threadIdx.x % 32 == 0 && (more || !last_item(at)) && is_last_warp(&s.b_done))
+		fetch_b(a, s, more ? p : next_place(a, at),
+			s.group[threadIdx.x / GROUP_THREADS].views[(at.done_chunks + 1) % 2]);
 }
 
 /* One chunk, by a warpgroup that has columns; h comes and goes in registers and as a copy. */
@@ -472,8 +501,8 @@ static __device__ void run_chunk(const struct chunk_params &a, struct segments_m
 				 const struct segment_view &segment, const struct progress &at, int n, float (&h)[N / 2])
 {
 	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
-	const struct chunk_view k = chunk_in(m.views[at.done_chunks % 2]);
-	const bool more = n + 1 < segment.chunks, first = threadIdx.x == 0, warp_leader = threadIdx.x % 32 == 0;
+	const struct chunk_view &k = m.views[at.done_chunks % 2];
+	const bool more = n + 1 < segment.chunks;
 	const int edge = uniform(edge_of(k)), parity = at.done_chunks % 2, use = at.used_chunks % 2;
 	float y[32];
 
@@ -481,33 +510,29 @@ static __device__ void run_chunk(const struct chunk_params &a, struct segments_m
 	start_y<N>(s.c, m.h, y);
 	mbarrier_wait(&m.raw_full, use);
 	convolve_x(a, m, segment, column_of(p), n, k.rows);
-	if (group_thread() == 0)
-		look_ahead(a, m, at, segment.chunk + n, more);
 	group_barrier(); /* x is there */
+	if (group_thread() == 0) /* of the warp with the fewest scores */
+		look_ahead(a, m, segment, at, n);
+	__syncwarp();
 	add_scores(a, s.scores, s.steps, p, m.x, edge, y);
 	group_barrier(); /* nobody needs h any more: z may take its place */
+	if (n == 0 && group_thread() < GROUP_COLUMNS / 4)
+		copy16(m.norm + 4 * group_thread(), a.weights.gated_norm + column_of(p) + 4 * group_thread());
 	fetch_rows(a, k, column_of(p), m.z, Z_PITCH, &m.z_full);
 	mbarrier_wait(&s.b_full, parity);
 	start_h<N>(s.b, m.x, step_plane(s.steps, p.own, 16 * edge, STEP_WEIGHT),
 		   step_plane(s.steps, p.own, 16 * edge, STEP_REACH)[k.rows - 1], edge, h);
-	__syncwarp();
-	if (warp_leader)
-		mbarrier_arrive(&s.c_empty);
-	if (first && (more || !last_item(at))) {
-		mbarrier_wait(&s.c_empty, parity);
-		fetch_c(a, s, more ? p : next_place(a, at), chunk_in(m.views[!parity]));
-	}
+	release_c(a, s, p, at, more);
 	group_barrier(); /* nobody needs x any more: raw may take its place */
 	fetch_ahead(a, m, p, at, more);
 	mbarrier_wait(&m.z_full, use);
 	finish_y(a, m, column_of(p), k, y);
 	warpgroup_wait<0>();
-	if (warp_leader)
-		mbarrier_arrive(&s.b_empty);
+	release_b(a, s, p, at, more);
 	group_barrier(); /* nobody needs z any more: h may take its place */
 }
 
-/* A chunk of an item whose columns are not there: the shared barriers still count this warpgroup's warps. */
+/* A chunk of an item whose columns are not there: its warps only count. */
 template <int N>
 static __device__ void skip_chunk(const struct chunk_params &a, struct segments_memory<N> &s,
 				  const struct group_place &p, const struct segment_view &segment,
@@ -517,15 +542,13 @@ static __device__ void skip_chunk(const struct chunk_params &a, struct segments_
 	const bool more = n + 1 < segment.chunks;
 
 	if (group_thread() == 0)
-		look_ahead(a, m, at, segment.chunk + n, more);
+		look_ahead(a, m, segment, at, n);
 	mbarrier_wait(&s.c_full, at.done_chunks % 2);
 	mbarrier_wait(&s.b_full, at.done_chunks % 2);
 	group_barrier();
 	fetch_ahead(a, m, p, at, more);
-	if (threadIdx.x % 32 == 0) {
-		mbarrier_arrive(&s.c_empty);
-		mbarrier_arrive(&s.b_empty);
-	}
+	release_c(a, s, p, at, more);
+	release_b(a, s, p, at, more);
 }
 
 /* One item: a warpgroup's columns of a segment. */
@@ -534,39 +557,26 @@ static __device__ void run_item(const struct chunk_params &a, struct segments_me
 {
 	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
 	const struct group_place p = place_of(a.layout, at.item % at.blocks);
-	const struct segment_view segment = segment_in(m.segments[at.done_items % 2]);
+	const struct segment_view &segment = m.segments[at.done_items % 2];
 	const bool active = uniform(is_there(p));
-	const int n_chunks = uniform(segment.chunks), kept = uniform(segment.kept_chunks);
 	float h[N / 2];
 
 	if (active) {
-		load_weights(a, m, column_of(p));
 		mbarrier_wait(&m.state_full, at.used_states++ % 2);
 		load_h<N>(m.state, h);
 		copy_h<N>(h, m.h);
 	}
 	group_barrier(); /* the state is in registers, its copy is there */
-	if (group_thread() == 0 && !last_item(at)) {
-		struct group_place there = next_place(a, at);
-
-		if (is_there(there))
-			fetch_state(a, m, m.segments[(at.done_items + 1) % 2], column_of(there));
-	}
-	for (int n = 0; n < n_chunks; n++, at.done_chunks++) {
-		if (threadIdx.x == 0) {
-			if (at.done_chunks > 0)
-				mbarrier_wait(&s.b_empty, (at.done_chunks - 1) % 2);
-			fetch_b(a, s, p, chunk_in(m.views[at.done_chunks % 2]));
-		}
+	for (int n = 0; n < segment.chunks; n++, at.done_chunks++) {
 		if (!active) {
 			skip_chunk(a, s, p, segment, at, n);
 			continue;
 		}
 		run_chunk(a, s, p, segment, at, n, h);
 		at.used_chunks++;
-		if (n + 1 == kept)
+		if (n + 1 == segment.kept_chunks)
 			store_h<N>(state_of(a, segment, 0) + (size_t)column_of(p) * N, h);
-		if (n + 1 < n_chunks) {
+		if (n + 1 < segment.chunks) {
 			copy_h<N>(h, m.h);
 			group_barrier();
 		}
@@ -578,8 +588,7 @@ template <int N> static __device__ void set_barriers(struct segments_memory<N> &
 {
 	mbarrier_init(&s.c_full, 1);
 	mbarrier_init(&s.b_full, 1);
-	mbarrier_init(&s.c_empty, WARPS);
-	mbarrier_init(&s.b_empty, WARPS);
+	s.c_done = s.b_done = 0;
 	for (int i = 0; i < GROUPS; i++) {
 		mbarrier_init(&s.group[i].state_full, 1);
 		mbarrier_init(&s.group[i].raw_full, GROUP_THREADS);
@@ -599,16 +608,17 @@ static __device__ void begin(const struct chunk_params &a, struct segments_memor
 		set_barriers(s);
 	if (group_thread() == 0) {
 		m.segments[0] = a.batch->segments[at.item / at.blocks];
-		if (!last_item(at))
-			m.segments[1] = a.batch->segments[(at.item + gridDim.x) / at.blocks];
 		m.views[0] = a.batch->chunks[m.segments[0].chunk];
 	}
 	__syncthreads();
-	if (threadIdx.x == 0)
+	if (threadIdx.x == 0) {
 		fetch_c(a, s, p, m.views[0]);
+		fetch_b(a, s, p, m.views[0]);
+	}
 	if (is_there(p)) {
 		if (group_thread() == 0)
 			fetch_state(a, m, m.segments[0], column_of(p));
+		fetch_weights(a, m, column_of(p));
 		fetch_rows(a, m.views[0], a.layout.inner_cols + column_of(p), m.raw, sizeof(m.raw[0]), &m.raw_full);
 		expect_rows(a, m.views[0], column_of(p));
 	}

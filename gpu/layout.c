@@ -27,7 +27,7 @@ void layout_of(const struct shape *shape, struct layout *ret_layout)
 		.inner_cols = (int)inner,
 		.state = (int)shape->state_size,
 		.state_cols = (int)state,
-		.proj_cols = (int)(inner + conv + padded(shape->num_heads, 8)),
+		.proj_cols = (int)padded(inner + conv + shape->num_heads, 64), /* rows begin at a cache line */
 		.dt_col = (int)(inner + conv),
 		.conv_cols = (int)conv,
 		.conv_floats = conv_floats,
