@@ -67,6 +67,12 @@ static __device__ inline bfloat16 *x_of(const struct chunk_params &a, int chunk,
 	return (bfloat16 *)a.buffers.x + ((size_t)chunk * (a.layout.inner / SLICE) + slice) * CHUNK_ROWS * SLICE;
 }
 
+/* A slice's tiles of 16 rows, a lane's share of each 32 apart. */
+static __device__ inline uint4 *weighted_of(const struct chunk_params &a, int chunk, int slice)
+{
+	return (uint4 *)a.buffers.weighted + ((size_t)chunk * (a.layout.inner / SLICE) + slice) * (CHUNK_ROWS / 16) * 32;
+}
+
 static __device__ inline uint4 *states_of(const struct chunk_params &a, int chunk, int slice)
 {
 	return (uint4 *)a.buffers.states +

@@ -3,13 +3,16 @@
 /*
  * B, C (and x) = silu(conv(...));  scores = C B^T;  dt = clamp(softplus(raw + dt_bias)) and the decay since the start
  *
- * A block of eight warps takes a chunk and one of three kinds of work: B and C of a group, and their scores; the steps
- * of 32 heads; or 256 columns of x.  Where it convolves, a warp takes 16 rows and 128 of 256 columns, a lane four.
+ * A block of eight warps takes a chunk and one of three kinds of work, the longest first: B and C of a group, and their
+ * scores; 256 columns of x, as they are and times their weights in the state's step; or the steps of 32 heads.  Where it
+ * convolves, a warp takes 16 rows and 128 of 256 columns, a lane four.
  */
 #define WARPS BLOCK_SLICES
 #define WARP_ROWS 16
 #define X_COLUMNS 256
 #define STEP_HEADS 32
+#define STEP_PITCH (STEP_HEADS + 8)              /* numbers of a row of raw steps */
+#define X_HEADS (X_COLUMNS / BLOCK_COLUMNS * CHUNK_HEADS(64)) /* most heads of 256 columns of x */
 
 /*
  * Four rows of warps meet in shared memory, to leave together: 256 columns in cores, as chunk.cuh orders them, but
@@ -18,6 +21,12 @@
 #define CORE_PITCH 72                          /* numbers from a core to its neighbour */
 #define CORES_PITCH (X_COLUMNS / 8 * CORE_PITCH + 8) /* and to the next eight rows */
 typedef bfloat16 staging[CHUNK_ROWS / 8 * CORES_PITCH];
+
+struct prepare_memory {
+	staging tile;
+	__align__(16) bfloat16 raw[CHUNK_ROWS][STEP_PITCH]; /* steps as in_proj left them */
+	__align__(16) float weights[X_HEADS][CHUNK_ROWS];
+};
 
 static __device__ int staged(int row, int core)
 {
@@ -133,19 +142,116 @@ static __device__ void leave(const bfloat16 *tile, int first, int cores, int eig
 			*(const uint4 *)(tile + staged(i / (8 * cores) * 8 + i % 8, first + i / 8 % cores));
 }
 
-static __device__ void prepare_x(const struct chunk_params &a, const struct segment_view &s, const struct chunk_view &k,
-				 int chunk, int part, bfloat16 *tile)
+/* Start to copy raw steps of STEP_HEADS heads from `first`, a multiple of 8, on. */
+static __device__ void fetch_steps(const struct chunk_params &a, const struct chunk_view &k, int first,
+				   struct prepare_memory &s)
 {
-	int c = part * X_COLUMNS + lane_column();
-	int slices = min(X_COLUMNS, a.layout.inner - part * X_COLUMNS) / SLICE;
+	const struct layout &l = a.layout;
+	int r = threadIdx.x / (STEP_HEADS / 8), c = threadIdx.x % (STEP_HEADS / 8) * 8;
 
-	if (c < a.layout.inner && lane_row() < 16 * edge_of(k)) {
-		convolve_to(a, s, k, c, tile);
-		keep_conv(a, s, chunk, c);
+	if (r < k.rows && first + c < l.heads)
+		copy16(&s.raw[r][c],
+		       (const bfloat16 *)a.buffers.proj + (size_t)(k.row + r) * l.proj_cols + l.dt_col + first + c);
+}
+
+/* A head's steps: a lane has rows 2 lane and the next. */
+struct lane_steps {
+	float dt[2], since[2], last; /* last: since the start, of the chunk's last row */
+};
+
+static __device__ struct lane_steps head_steps(const struct chunk_params &a, const struct chunk_view &k, int head,
+					       const bfloat16 *raw)
+{
+	const struct layout &l = a.layout;
+	int lane = threadIdx.x % 32, r = 2 * lane;
+	float slope = a.weights.a[head] * LOG2_E, bias = a.weights.dt_bias[head], sum;
+	struct lane_steps s = { { 0.0f, 0.0f } };
+
+	for (int j = 0; j < 2; j++)
+		if (r + j < k.rows)
+			s.dt[j] = time_step(widen(raw[(r + j) * STEP_PITCH]), bias, l.dt_min, l.dt_max);
+	sum = s.dt[0] * slope + s.dt[1] * slope;
+	for (int step = 1; step < 32; step *= 2) {
+		float other = __shfl_up_sync(0xffffffff, sum, step);
+
+		sum = lane >= step ? sum + other : sum;
+	}
+	s.since[0] = __shfl_up_sync(0xffffffff, sum, 1);
+	s.since[0] = (lane > 0 ? s.since[0] : 0.0f) + s.dt[0] * slope;
+	s.since[1] = sum;
+	s.last = __shfl_sync(0xffffffff, k.rows % 2 ? s.since[0] : s.since[1], (k.rows - 1) / 2);
+	return s;
+}
+
+/* What a row of the lane's weighs in the state's step. */
+static __device__ float weight_of(const struct lane_steps &s, int j)
+{
+	return fast_exp2(s.last - s.since[j]) * s.dt[j];
+}
+
+static __device__ void prepare_steps(const struct chunk_params &a, const struct chunk_view &k, int part,
+				     struct prepare_memory &s)
+{
+	int first = part * STEP_HEADS, r = threadIdx.x % 32 * 2, rows = 16 * edge_of(k);
+
+	fetch_steps(a, k, first, s);
+	copies_close();
+	copies_wait<0>();
+	__syncthreads();
+	for (int head = first + threadIdx.x / 32; head < min(first + STEP_HEADS, a.layout.heads); head += WARPS) {
+		const struct lane_steps v = head_steps(a, k, head, s.raw[0] + head - first);
+		float *to = steps_of(a, k, head) + r;
+
+		if (r >= rows)
+			continue;
+		*(float2 *)(to + STEP_SINCE * rows) = make_float2(v.since[0], v.since[1]);
+		*(float2 *)(to + STEP_REACH * rows) = make_float2(fast_exp2(v.since[0]), fast_exp2(v.since[1]));
+		*(float2 *)(to + STEP_SOURCE * rows) =
+			make_float2(v.since[0] - fast_log2(v.dt[0]), v.since[1] - fast_log2(v.dt[1]));
+		*(float2 *)(to + STEP_WEIGHT * rows) = make_float2(weight_of(v, 0), weight_of(v, 1));
 	}
 	__syncthreads();
-	for (int i = 0; i < slices; i++)
-		leave(tile, 2 * i, 2, 2 * edge_of(k), x_of(a, chunk, part * X_COLUMNS / SLICE + i));
+}
+
+/* x of a slice in 16 rows times their weights, from the staged tile. */
+static __device__ void weigh_tile(const struct prepare_memory &s, int slice, const float *weights, int j, uint4 *to)
+{
+	int lane = threadIdx.x % 32;
+	uint32_t r[4], left[4];
+
+	tile_load_transposed(r, s.tile + staged(16 * j + lane % 16, 2 * slice + lane / 16));
+	weigh(r, weights + 16 * j, left);
+	to[j * 32 + lane] = make_uint4(left[0], left[1], left[2], left[3]);
+}
+
+static __device__ void prepare_x(const struct chunk_params &a, const struct segment_view &segment,
+				 const struct chunk_view &k, int chunk, int part, struct prepare_memory &s)
+{
+	const struct layout &l = a.layout;
+	int from = part * X_COLUMNS, columns = min(X_COLUMNS, l.inner - from), c = from + lane_column();
+	int first = from / l.head_dim, heads = (from + columns - 1) / l.head_dim - first + 1, edge = edge_of(k);
+
+	fetch_steps(a, k, first / 8 * 8, s);
+	copies_close();
+	if (c < l.inner && lane_row() < 16 * edge) {
+		convolve_to(a, segment, k, c, s.tile);
+		keep_conv(a, segment, chunk, c);
+	}
+	copies_wait<0>();
+	__syncthreads();
+	for (int i = threadIdx.x / 32; i < heads; i += WARPS) {
+		const struct lane_steps v = head_steps(a, k, first + i, s.raw[0] + first % 8 + i);
+
+		*(float2 *)&s.weights[i][threadIdx.x % 32 * 2] = make_float2(weight_of(v, 0), weight_of(v, 1));
+	}
+	for (int i = 0; i < columns / SLICE; i++)
+		leave(s.tile, 2 * i, 2, 2 * edge, x_of(a, chunk, from / SLICE + i));
+	__syncthreads();
+	for (int i = threadIdx.x / 32; i < columns / SLICE * edge; i += WARPS) {
+		int slice = i / edge, head = (from + slice * SLICE) / l.head_dim - first;
+
+		weigh_tile(s, slice, s.weights[head], i % edge, weighted_of(a, chunk, from / SLICE + slice));
+	}
 	__syncthreads();
 }
 
@@ -189,61 +295,34 @@ static __device__ void prepare_bc(const struct chunk_params &a, const struct seg
 	__syncthreads();
 }
 
-/* A head's steps: a lane has rows r and r + 1. */
-static __device__ void head_steps(const struct chunk_params &a, const struct chunk_view &k, int head)
+/* Parts of a chunk's work, of each kind. */
+struct prepare_parts {
+	int groups, x, steps;
+};
+
+static __host__ __device__ struct prepare_parts parts_of(const struct layout &l, bool with_x)
 {
-	const struct layout &l = a.layout;
-	int lane = threadIdx.x % 32, r = 2 * lane, rows = 16 * edge_of(k);
-	const bfloat16 *raw = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + r) * l.proj_cols + l.dt_col + head;
-	float slope = a.weights.a[head] * LOG2_E, bias = a.weights.dt_bias[head], dt[2] = { 0.0f, 0.0f };
-	float since[2], sum, last;
-
-	for (int j = 0; j < 2; j++)
-		if (r + j < k.rows)
-			dt[j] = time_step(widen(raw[j * l.proj_cols]), bias, l.dt_min, l.dt_max);
-	sum = dt[0] * slope + dt[1] * slope;
-	for (int step = 1; step < 32; step *= 2) {
-		float other = __shfl_up_sync(0xffffffff, sum, step);
-
-		sum = lane >= step ? sum + other : sum;
-	}
-	since[0] = __shfl_up_sync(0xffffffff, sum, 1);
-	since[0] = (lane > 0 ? since[0] : 0.0f) + dt[0] * slope;
-	since[1] = sum;
-	last = __shfl_sync(0xffffffff, k.rows % 2 ? since[0] : since[1], (k.rows - 1) / 2);
-	if (r >= rows)
-		return;
-	float *to = steps_of(a, k, head) + r;
-	*(float2 *)(to + STEP_SINCE * rows) = make_float2(since[0], since[1]);
-	*(float2 *)(to + STEP_REACH * rows) = make_float2(fast_exp2(since[0]), fast_exp2(since[1]));
-	*(float2 *)(to + STEP_SOURCE * rows) =
-		make_float2(since[0] - fast_log2(dt[0]), since[1] - fast_log2(dt[1]));
-	*(float2 *)(to + STEP_WEIGHT * rows) =
-		make_float2(fast_exp2(last - since[0]) * dt[0], fast_exp2(last - since[1]) * dt[1]);
+	return { l.groups, with_x ? (l.inner + X_COLUMNS - 1) / X_COLUMNS : 0, (l.heads + STEP_HEADS - 1) / STEP_HEADS };
 }
 
 static __global__ void __launch_bounds__(32 * WARPS, 2) prepare_chunks(const struct chunk_params a, bool with_x)
 {
-	__shared__ __align__(16) staging tile;
-	const struct layout &l = a.layout;
-	int step_parts = (l.heads + STEP_HEADS - 1) / STEP_HEADS;
-	int x_parts = with_x ? (l.inner + X_COLUMNS - 1) / X_COLUMNS : 0, parts = l.groups + step_parts + x_parts;
+	__shared__ struct prepare_memory s;
+	const struct prepare_parts parts = parts_of(a.layout, with_x);
+	const int chunks = a.batch->n_chunks, wide = parts.groups + parts.x;
 
-	for (int item = blockIdx.x; item < a.batch->n_chunks * parts; item += gridDim.x) {
-		int chunk = item / parts, part = item % parts;
+	for (int item = blockIdx.x; item < chunks * (wide + parts.steps); item += gridDim.x) {
+		bool steps = item >= chunks * wide;
+		int rest = steps ? item - chunks * wide : item, of = steps ? parts.steps : wide;
+		int chunk = rest / of, part = rest % of;
 		const struct chunk_view k = a.batch->chunks[chunk];
-		const struct segment_view s = a.batch->segments[k.segment];
 
-		if (part < l.groups) {
-			prepare_bc(a, s, k, chunk, part, tile);
-		} else if (part < l.groups + step_parts) {
-			int head = (part - l.groups) * STEP_HEADS, end = min(head + STEP_HEADS, l.heads);
-
-			for (head += threadIdx.x / 32; head < end; head += WARPS)
-				head_steps(a, k, head);
-		} else {
-			prepare_x(a, s, k, chunk, part - l.groups - step_parts, tile);
-		}
+		if (steps)
+			prepare_steps(a, k, part, s);
+		else if (part < parts.groups)
+			prepare_bc(a, a.batch->segments[k.segment], k, chunk, part, s.tile);
+		else
+			prepare_x(a, a.batch->segments[k.segment], k, chunk, part - parts.groups, s);
 	}
 }
 
@@ -252,9 +331,8 @@ cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weight
 			  size_t chunks, cudaStream_t stream)
 {
 	struct chunk_params a = { *layout, *weights, *buffers, layer, batch };
-	size_t parts = (size_t)layout->groups + (size_t)(layout->heads + STEP_HEADS - 1) / STEP_HEADS +
-		       (with_x ? (size_t)(layout->inner + X_COLUMNS - 1) / X_COLUMNS : 0);
-	size_t items = chunks * parts, most = 1 << 16;
+	const struct prepare_parts parts = parts_of(*layout, with_x);
+	size_t items = chunks * (size_t)(parts.groups + parts.x + parts.steps), most = 1 << 16;
 
 	prepare_chunks<<<(unsigned)(items < most ? items : most), 32 * WARPS, 0, stream>>>(a, with_x);
 	return cudaGetLastError();

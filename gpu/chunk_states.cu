@@ -4,8 +4,9 @@
  * h = 2^{l_last} h + sum_j 2^{l_last - l_j} dt_j x_j B_j^T, chunk after chunk; the state before each is left as bfloat16.
  *
  * For long segments, whose chunks depend on each other only here.  A block of four warps takes two slices and 64 columns
- * n of their states, a warp one slice and 32 n; a few chunks of x, B and steps are on their way at any time.  The
- * arithmetic is that of chunk_segments, bit for bit.
+ * n of their states, a warp one slice and 32 n; a few chunks of weighted x and of B are on their way at any time.  What
+ * lies between two chunks is all that counts: chunk_prepare has weighted x.  The arithmetic is that of chunk_segments, bit
+ * for bit.
  */
 #define WARPS 4
 #define THREADS (32 * WARPS)
@@ -14,10 +15,10 @@
 #define COLUMNS 64 /* n of a block */
 
 struct __align__(16) stage {
-	bfloat16 x[SLICES][CHUNK_ROWS * SLICE];
+	uint4 x[SLICES][CHUNK_ROWS / 16][32]; /* weighted: left operands */
 	bfloat16 b[CHUNK_ROWS * COLUMNS];
-	float steps[STEP_PLANES * CHUNK_ROWS];
-	int rows; /* of the chunk */
+	float decay; /* over the chunk */
+	int edge;
 };
 
 /* What a block works on. */
@@ -26,25 +27,25 @@ struct states_place {
 	int part;               /* which 64 columns n */
 };
 
-/* x for both slices: one piece of memory, whole whatever the chunk's rows; B's columns; the head's steps. */
+/* x of both slices: one piece of memory, whole whatever the chunk's rows; B's columns; the head's decay. */
 static __device__ void fetch_stage(const struct chunk_params &a, const struct chunk_view &k, int chunk,
 				   const struct states_place &p, struct stage *stage)
 {
 	int t = threadIdx.x, edge = edge_of(k), eight_rows = a.layout.state * 8;
-	const bfloat16 *x = x_of(a, chunk, p.slice) + 8 * t;
+	const uint4 *x = weighted_of(a, chunk, p.slice) + t;
 	const bfloat16 *b = bc_of(a, k, p.group, 0) + t / 64 * eight_rows + p.part * COLUMNS * 8 + t % 64 * 8;
 
 #pragma unroll
-	for (int i = 0; i < SLICES * CHUNK_ROWS * SLICE / 8 / THREADS; i++)
-		copy16(stage->x[0] + 8 * (i * THREADS + t), x + 8 * i * THREADS);
+	for (int i = 0; i < SLICES * CHUNK_ROWS / 16 * 32 / THREADS; i++)
+		copy16(stage->x[0][0] + i * THREADS + t, x + i * THREADS);
 #pragma unroll
 	for (int i = 0; i < CHUNK_ROWS / 16; i++)
 		if (i < edge)
 			copy16(stage->b + 8 * (i * THREADS + t), b + 2 * i * eight_rows);
-	if (t < 16 * edge)
-		copy16(stage->steps + 4 * t, steps_of(a, k, p.head) + 4 * t);
-	if (t == 0)
-		stage->rows = k.rows;
+	if (t == 0) {
+		copy4(&stage->decay, step_plane(steps_of(a, k, p.head), 0, 16 * edge, STEP_REACH) + k.rows - 1);
+		stage->edge = edge;
+	}
 }
 
 /* h += sum_j (weight_j x_j) B_j^T over EDGE tiles of 16 rows; all loads come first, so that they wait together. */
@@ -52,40 +53,36 @@ template <int EDGE>
 static __device__ void add_tiles(const struct stage *stage, int slice, int column, float (&h)[4][4])
 {
 	int lane = threadIdx.x % 32;
-	const float *weight = stage->steps + STEP_WEIGHT * 16 * EDGE;
-	uint32_t x[EDGE][4], b[EDGE][2][4], left[4];
+	uint32_t left[EDGE][4], b[EDGE][2][4];
 
 #pragma unroll
 	for (int j = 0; j < EDGE; j++) {
-		load_x(stage->x[slice], j, x[j]);
+		*(uint4 *)left[j] = stage->x[slice][j][lane];
 #pragma unroll
 		for (int v = 0; v < 2; v++)
 			tile_load_transposed(b[j][v], stage->b + core_place(16 * j + lane % 16,
 									    column + 16 * v + lane / 16 * 8, COLUMNS));
 	}
 #pragma unroll
-	for (int j = 0; j < EDGE; j++) {
-		weigh(x[j], weight + 16 * j, left);
+	for (int j = 0; j < EDGE; j++)
 #pragma unroll
 		for (int v = 0; v < 2; v++) {
-			tile_product(h[2 * v], left, b[j][v][0], b[j][v][1]);
-			tile_product(h[2 * v + 1], left, b[j][v][2], b[j][v][3]);
+			tile_product(h[2 * v], left[j], b[j][v][0], b[j][v][1]);
+			tile_product(h[2 * v + 1], left[j], b[j][v][2], b[j][v][3]);
 		}
-	}
 }
 
 /* The warp's part of the state, n from column on: h[u] is the accumulator of 16 p and n 8 u to 8 u + 7. */
 static __device__ void advance(const struct stage *stage, int slice, int column, float (&h)[4][4])
 {
-	int rows = stage->rows, edge = (rows + 15) / 16;
-	float decay = stage->steps[STEP_REACH * 16 * edge + rows - 1];
+	float decay = stage->decay;
 
 #pragma unroll
 	for (int u = 0; u < 4; u++)
 #pragma unroll
 		for (int e = 0; e < 4; e++)
 			h[u][e] *= decay;
-	switch (edge) {
+	switch (stage->edge) {
 	case 1: add_tiles<1>(stage, slice, column, h); break;
 	case 2: add_tiles<2>(stage, slice, column, h); break;
 	case 3: add_tiles<3>(stage, slice, column, h); break;

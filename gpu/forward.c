@@ -27,7 +27,7 @@ bool forward_chunked(const struct layout *layout, enum precision precision, size
 
 /* Bytes of the working memory, in the order in which forward_open takes it. */
 struct sizes {
-	size_t residual, normed, proj, gated, mixed, squares, x, bc, scores, steps, states;
+	size_t residual, normed, proj, gated, mixed, squares, x, weighted, bc, scores, steps, states;
 	size_t state_chunks;
 };
 
@@ -49,7 +49,7 @@ static struct sizes sizes_of(const struct forward *f, const struct batch_limits 
 	if (!f->chunked)
 		return s;
 	s.state_chunks = f->on_chip ? (rows / limits->window + 1) * window_chunks : limits->chunks;
-	s.x = s.state_chunks * slices * CHUNK_ROWS * SLICE * number;
+	s.x = s.weighted = s.state_chunks * slices * CHUNK_ROWS * SLICE * number;
 	s.bc = limits->units * 2 * (size_t)l->groups * 16 * (size_t)l->state * number;
 	s.scores = limits->score_tiles * (size_t)l->groups * 256 * sizeof(float);
 	s.steps = limits->units * (size_t)l->heads * 16 * STEP_PLANES * sizeof(float);
@@ -61,8 +61,8 @@ size_t forward_bytes(const struct forward *forward, const struct batch_limits *l
 {
 	struct sizes s = sizes_of(forward, limits);
 
-	return s.residual + s.normed + s.proj + s.gated + s.mixed + s.squares + s.x + s.bc + s.scores + s.steps +
-	       s.states;
+	return s.residual + s.normed + s.proj + s.gated + s.mixed + s.squares + s.x + s.weighted + s.bc + s.scores +
+	       s.steps + s.states;
 }
 
 /* Zeroed device memory, freed by forward_close. */
@@ -88,8 +88,8 @@ int forward_open(struct forward *forward, struct error *err)
 	struct { size_t bytes; void *to; } blocks[] = {
 		{ s.residual, &f->residual }, { s.normed, &f->normed }, { s.proj, &f->proj },
 		{ s.gated, &f->gated }, { s.mixed, &f->mixed }, { s.squares, &f->squares },
-		{ s.x, &f->chunk.x }, { s.bc, &f->chunk.bc }, { s.scores, &f->chunk.scores },
-		{ s.steps, &f->chunk.steps }, { s.states, &f->chunk.states },
+		{ s.x, &f->chunk.x }, { s.weighted, &f->chunk.weighted }, { s.bc, &f->chunk.bc },
+		{ s.scores, &f->chunk.scores }, { s.steps, &f->chunk.steps }, { s.states, &f->chunk.states },
 	};
 	int rc = 0;
 

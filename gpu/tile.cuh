@@ -45,10 +45,9 @@ static __device__ inline void copy16(void *to, const void *from)
 		     : "memory");
 }
 
-static __device__ inline void copy16_or_zero(void *to, const void *from, bool copy)
+static __device__ inline void copy4(void *to, const void *from)
 {
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-		     "l"(from), "r"(copy ? 16 : 0)
+	asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
 		     : "memory");
 }
 
