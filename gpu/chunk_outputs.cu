@@ -7,11 +7,14 @@
  * A block of eight warps takes a chunk and eight neighbouring slices of one group, which share C and the scores; a warp
  * takes a slice.
  */
+#define Z_PITCH (BLOCK_COLUMNS + 8) /* numbers from a row of z to the next */
+
 template <int N> struct outputs_memory {
 	bfloat16 c[CHUNK_ROWS * N];
 	float scores[CHUNK_TILES * SCORE_TILE];
 	uint4 masked[CHUNK_HEADS(N)][CHUNK_TILES][32]; /* scores with decay, as left operands */
 	bfloat16 x[BLOCK_SLICES][CHUNK_ROWS * SLICE];
+	__align__(16) bfloat16 z[CHUNK_ROWS][Z_PITCH];
 	float steps[CHUNK_HEADS(N) * STEP_PLANES * CHUNK_ROWS]; /* packed for the rows that the chunk has */
 	float squares[CHUNK_ROWS][BLOCK_SLICES];
 	float norm[BLOCK_SLICES][SLICE]; /* gated_norm */
@@ -46,6 +49,19 @@ static __device__ void fetch(void *to, const void *from, int n)
 {
 	for (int i = threadIdx.x; i < n; i += BLOCK_THREADS)
 		copy16((char *)to + 16 * i, (const char *)from + 16 * i);
+}
+
+/* z of the block's columns, and the weights of their norm; likewise. */
+template <int N>
+static __device__ void fetch_gates(const struct chunk_params &a, struct outputs_memory<N> &s,
+				   const struct outputs_place &p, const struct chunk_view &k)
+{
+	int pieces = p.slices * SLICE / 8;
+	const bfloat16 *z = (const bfloat16 *)a.buffers.proj + (size_t)k.row * a.layout.proj_cols + p.first * SLICE;
+
+	for (int i = threadIdx.x; i < k.rows * pieces; i += BLOCK_THREADS)
+		copy16(&s.z[i / pieces][i % pieces * 8], z + (size_t)(i / pieces) * a.layout.proj_cols + i % pieces * 8);
+	fetch(s.norm, a.weights.gated_norm + p.first * SLICE, p.slices * SLICE / 4);
 }
 
 /* The masked scores of the block's heads, each warp some of the tiles. */
@@ -105,24 +121,20 @@ static __device__ void output_chunk(const struct chunk_params &a, struct outputs
 	const struct layout &l = a.layout;
 	int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 4, edge = edge_of(k);
 	const float *reach = step_plane(s.steps, p.warp_head, 16 * edge, STEP_REACH);
-	const bfloat16 *z = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + g) * l.proj_cols + p.slice * SLICE + column;
 	bfloat16 *to = (bfloat16 *)a.buffers.gated + (size_t)(k.row + g) * l.inner_cols + p.slice * SLICE + column;
 	float4 weight = *(const float4 *)&s.norm[warp][column];
 
 #pragma unroll 1
 	for (int i = 0; i < edge; i++) {
-		uint2 gates[2] = { { 0, 0 }, { 0, 0 } };
 		float sum[2][4] = { { 0.0f } };
 
-		for (int half = 0; half < 2; half++)
-			if (16 * i + 8 * half + g < k.rows)
-				gates[half] = *(const uint2 *)(z + (size_t)(16 * i + 8 * half) * l.proj_cols);
 		output_tile<N>(s.c, s.x[warp], s.masked[p.warp_head], reach, h, i, sum);
 #pragma unroll
 		for (int half = 0; half < 2; half++) {
 			float y[4] = { sum[0][2 * half], sum[0][2 * half + 1], sum[1][2 * half], sum[1][2 * half + 1] };
-			float gated[4], squares = gate4(y, gates[half], gated);
 			int row = 16 * i + 8 * half + g;
+			uint2 z = *(const uint2 *)&s.z[row][warp * SLICE + column];
+			float gated[4], squares = gate4(y, z, gated);
 
 			squares += __shfl_xor_sync(0xffffffff, squares, 1);
 			squares += __shfl_xor_sync(0xffffffff, squares, 2);
@@ -165,9 +177,8 @@ static __global__ void __launch_bounds__(BLOCK_THREADS, 2) ssd_outputs(const str
 		fetch(s.scores, scores_of(a, k, p.group), tiles_of(edge) * SCORE_TILE / 4);
 		fetch(s.steps, steps_of(a, k, p.head), p.heads * edge * 16 * STEP_PLANES / 4);
 		fetch(s.x, x_of(a, item / blocks, p.first), p.slices * CHUNK_ROWS * SLICE / 8);
+		fetch_gates(a, s, p, k);
 		copies_close();
-		if (lane < SLICE)
-			s.norm[warp][lane] = a.weights.gated_norm[p.slice * SLICE + lane];
 #pragma unroll
 		for (int v = 0; v < N / 16; v++)
 			h[v] = states[v * 32];

@@ -1,14 +1,15 @@
 #include "gpu/chunk.cuh"
+#include "gpu/mbarrier.cuh"
 
 /*
  * h = 2^{l_last} h + sum_j 2^{l_last - l_j} dt_j x_j B_j^T, chunk after chunk; the state before each is left as bfloat16.
  *
- * For long segments, whose chunks depend on each other only here.  A block of four warps takes two slices and 64 columns
- * n of their states, a warp one slice and 32 n; a few chunks of weighted x and of B are on their way at any time.  What
- * lies between two chunks is all that counts: chunk_prepare has weighted x.  The arithmetic is that of chunk_segments, bit
- * for bit.
+ * For long segments, whose chunks depend on each other only here.  A block takes two slices and 64 columns n of their
+ * states: four warps multiply, a slice and 32 n each, and four keep a few chunks of weighted x and of B on their way.
+ * How long a chunk takes is how long one of the former is busy with it: they do nothing else, and chunk_prepare has
+ * weighted x.  The arithmetic is that of chunk_segments, bit for bit.
  */
-#define WARPS 4
+#define WARPS 4 /* of each kind */
 #define THREADS (32 * WARPS)
 #define STAGES 8
 #define SLICES 2
@@ -19,6 +20,7 @@ struct __align__(16) stage {
 	bfloat16 b[CHUNK_ROWS * COLUMNS];
 	float decay; /* over the chunk */
 	int edge;
+	uint64_t full, empty;
 };
 
 /* What a block works on. */
@@ -27,11 +29,22 @@ struct states_place {
 	int part;               /* which 64 columns n */
 };
 
+/* Where a stage lies in a segment's sequence of chunks, counted from the block's first. */
+static __device__ struct stage *stage_of(struct stage *stages, int turn)
+{
+	return &stages[turn % STAGES];
+}
+
+static __device__ int parity_of(int turn)
+{
+	return turn / STAGES % 2;
+}
+
 /* x of both slices: one piece of memory, whole whatever the chunk's rows; B's columns; the head's decay. */
 static __device__ void fetch_stage(const struct chunk_params &a, const struct chunk_view &k, int chunk,
 				   const struct states_place &p, struct stage *stage)
 {
-	int t = threadIdx.x, edge = edge_of(k), eight_rows = a.layout.state * 8;
+	int t = threadIdx.x % THREADS, edge = edge_of(k), eight_rows = a.layout.state * 8;
 	const uint4 *x = weighted_of(a, chunk, p.slice) + t;
 	const bfloat16 *b = bc_of(a, k, p.group, 0) + t / 64 * eight_rows + p.part * COLUMNS * 8 + t % 64 * 8;
 
@@ -45,6 +58,25 @@ static __device__ void fetch_stage(const struct chunk_params &a, const struct ch
 	if (t == 0) {
 		copy4(&stage->decay, step_plane(steps_of(a, k, p.head), 0, 16 * edge, STEP_REACH) + k.rows - 1);
 		stage->edge = edge;
+		mbarrier_arrive(&stage->full);
+	}
+	mbarrier_arrive_behind_copies(&stage->full);
+}
+
+/* All chunks of a segment, as stages become empty; turn: of its first. */
+static __device__ void fetch_segment(const struct chunk_params &a, const struct segment_view &s,
+				     const struct states_place &p, struct stage *stages, int turn)
+{
+	const struct chunk_view *chunks = a.batch->chunks + s.chunk;
+	struct chunk_view next = chunks[0];
+
+	for (int n = 0; n < s.chunks; n++, turn++) {
+		const struct chunk_view k = next;
+
+		if (n + 1 < s.chunks)
+			next = chunks[n + 1];
+		mbarrier_wait(&stage_of(stages, turn)->empty, !parity_of(turn));
+		fetch_stage(a, k, s.chunk + n, p, stage_of(stages, turn));
 	}
 }
 
@@ -98,25 +130,16 @@ static __device__ float *four_of(float *state, int n_columns, int half, int v)
 	return state + slice_column(g, half) * n_columns + 16 * v + 4 * q;
 }
 
-static __device__ void run_segment(const struct chunk_params &a, const struct segment_view &s,
-				   const struct states_place &p, struct stage *stages)
+/* All chunks of a segment, as stages become full; turn: of its first. */
+static __device__ void multiply_segment(const struct chunk_params &a, const struct segment_view &s,
+					const struct states_place &p, struct stage *stages, int turn)
 {
-	int lane = threadIdx.x % 32, slice = threadIdx.x / 64, column = threadIdx.x / 32 % 2 * 32;
-	int first = (p.part * COLUMNS + column) / 16, n_columns = a.layout.state;
+	const int lane = threadIdx.x % 32, slice = threadIdx.x / 64, column = threadIdx.x / 32 % 2 * 32;
+	const int first = (p.part * COLUMNS + column) / 16, n_columns = a.layout.state, chunks = s.chunks, kept = s.kept_chunks;
+	const size_t stride = (size_t)(a.layout.inner / SLICE) * (n_columns / 16) * 32;
 	float *state = state_of(a, s, p.slice + slice), h[4][4];
 	uint4 *left = states_of(a, s.chunk, p.slice + slice) + first * 32 + lane;
-	const size_t stride = (size_t)(a.layout.inner / SLICE) * (n_columns / 16) * 32;
-	const struct chunk_view *chunks = a.batch->chunks + s.chunk;
-	const int n_chunks = s.chunks, kept = s.kept_chunks, first_chunk = s.chunk;
-	struct chunk_view next;
 
-	for (int n = 0; n < STAGES - 1; n++) {
-		if (n < n_chunks)
-			fetch_stage(a, chunks[n], first_chunk + n, p, &stages[n]);
-		copies_close();
-	}
-	if (STAGES - 1 < n_chunks)
-		next = chunks[STAGES - 1];
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
 		float4 n = *(const float4 *)four_of(state, n_columns, i % 2, first + i / 2);
@@ -124,21 +147,18 @@ static __device__ void run_segment(const struct chunk_params &a, const struct se
 		h[i / 2 * 2][i % 2 * 2] = n.x, h[i / 2 * 2][i % 2 * 2 + 1] = n.y;
 		h[i / 2 * 2 + 1][i % 2 * 2] = n.z, h[i / 2 * 2 + 1][i % 2 * 2 + 1] = n.w;
 	}
-	for (int n = 0; n < n_chunks; n++, left += stride) {
-		int ahead = n + STAGES - 1;
+	for (int n = 0; n < chunks; n++, turn++, left += stride) {
+		struct stage *stage = stage_of(stages, turn);
 
 #pragma unroll
 		for (int v = 0; v < 2; v++)
 			left[v * 32] = make_uint4(pack2(h[2 * v][0], h[2 * v][1]), pack2(h[2 * v + 1][0], h[2 * v + 1][1]),
 						  pack2(h[2 * v][2], h[2 * v][3]), pack2(h[2 * v + 1][2], h[2 * v + 1][3]));
-		copies_wait<STAGES - 2>();
-		__syncthreads();
-		if (ahead < n_chunks)
-			fetch_stage(a, next, first_chunk + ahead, p, &stages[ahead % STAGES]);
-		copies_close();
-		if (ahead + 1 < n_chunks)
-			next = chunks[ahead + 1];
-		advance(&stages[n % STAGES], slice, column, h);
+		mbarrier_wait(&stage->full, parity_of(turn));
+		advance(stage, slice, column, h);
+		__syncwarp();
+		if (lane == 0)
+			mbarrier_arrive(&stage->empty);
 		if (n + 1 != kept)
 			continue;
 #pragma unroll
@@ -149,21 +169,30 @@ static __device__ void run_segment(const struct chunk_params &a, const struct se
 	}
 }
 
-static __global__ void __launch_bounds__(THREADS) ssd_states(const struct chunk_params a)
+static __global__ void __launch_bounds__(2 * THREADS) ssd_states(const struct chunk_params a)
 {
 	extern __shared__ __align__(16) char shared[];
+	struct stage *stages = (struct stage *)shared;
 	const struct layout &l = a.layout;
-	int parts = l.state / COLUMNS, pairs = l.inner / SLICE / SLICES;
+	int parts = l.state / COLUMNS, pairs = l.inner / SLICE / SLICES, turn = 0;
 
+	if (threadIdx.x < STAGES) {
+		mbarrier_init(&stages[threadIdx.x].full, THREADS + 1);
+		mbarrier_init(&stages[threadIdx.x].empty, WARPS);
+	}
+	__syncthreads();
 	for (int item = blockIdx.x; item < a.batch->n_segments * pairs * parts; item += gridDim.x) {
+		const struct segment_view s = a.batch->segments[item / (pairs * parts)];
 		struct states_place p = { .slice = item / parts % pairs * SLICES };
 
 		p.group = p.slice / (l.inner / l.groups / SLICE);
 		p.head = p.slice * SLICE / l.head_dim;
 		p.part = item % parts;
-		run_segment(a, a.batch->segments[item / (pairs * parts)], p, (struct stage *)shared);
-		copies_wait<0>();
-		__syncthreads();
+		if (threadIdx.x < THREADS)
+			multiply_segment(a, s, p, stages, turn);
+		else
+			fetch_segment(a, s, p, stages, turn);
+		turn += s.chunks;
 	}
 }
 
@@ -174,7 +203,7 @@ cudaError_t chunk_states(const struct layout *layout, int layer, const struct ch
 	size_t items = segments * (size_t)(layout->inner / SLICE / SLICES * (layout->state / COLUMNS));
 	unsigned blocks = (unsigned)(items < 1 << 14 ? items : 1 << 14);
 
-	ssd_states<<<blocks, THREADS, STAGES * sizeof(struct stage), stream>>>(a);
+	ssd_states<<<blocks, 2 * THREADS, STAGES * sizeof(struct stage), stream>>>(a);
 	return cudaGetLastError();
 }
 

@@ -8,12 +8,7 @@
 #ifndef GPU_WGMMA_CUH
 #define GPU_WGMMA_CUH
 
-#include <stdint.h>
-
-static __device__ inline uint32_t shared_address(const void *at)
-{
-	return (uint32_t)__cvta_generic_to_shared(at);
-}
+#include "gpu/mbarrier.cuh"
 
 /* An operand whose rows run along the inner dimension (K-major): bytes between cores along it, and across. */
 static __device__ inline uint64_t operand_along(const void *at, int inner, int outer)
@@ -102,43 +97,10 @@ static __device__ inline void store_cores(void *row, const uint32_t (&r)[4])
 		     : "memory");
 }
 
-/* An mbarrier on which `arrivals` arrive in each phase. */
-static __device__ inline void mbarrier_init(uint64_t *barrier, int arrivals)
-{
-	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
-}
-
-static __device__ inline void mbarrier_invalidate(uint64_t *barrier)
-{
-	asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-static __device__ inline void mbarrier_arrive(uint64_t *barrier)
-{
-	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
 /* Arrive, and let the phase end only when so many bytes have been copied. */
 static __device__ inline void mbarrier_expect(uint64_t *barrier, int bytes)
 {
 	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-		     : "memory");
-}
-
-/* Arrive when the copies that the thread has started with cp.async are done. */
-static __device__ inline void mbarrier_arrive_behind_copies(uint64_t *barrier)
-{
-	asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-/* Wait for the end of the phase with this parity. */
-static __device__ inline void mbarrier_wait(uint64_t *barrier, int parity)
-{
-	asm volatile("{\n"
-		     ".reg .pred done;\n"
-		     "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-		     "@!done bra again;\n"
-		     "}" ::"r"(shared_address(barrier)), "r"(parity)
 		     : "memory");
 }
 

@@ -1,0 +1,52 @@
+/*
+ * Device code: mbarriers in shared memory, on which threads and copies in the background arrive (compute capability 8.0
+ * on).
+ */
+#ifndef GPU_MBARRIER_CUH
+#define GPU_MBARRIER_CUH
+
+#include <stdint.h>
+
+static __device__ inline uint32_t shared_address(const void *at)
+{
+	return (uint32_t)__cvta_generic_to_shared(at);
+}
+
+/* An mbarrier on which `arrivals` arrive in each phase. */
+static __device__ inline void mbarrier_init(uint64_t *barrier, int arrivals)
+{
+	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+static __device__ inline void mbarrier_arrive(uint64_t *barrier)
+{
+	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+/* Arrive when the copies that the thread has started with cp.async are done. */
+static __device__ inline void mbarrier_arrive_behind_copies(uint64_t *barrier)
+{
+	asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+/* Wait for the end of the phase with this parity. */
+static __device__ inline void mbarrier_wait(uint64_t *barrier, int parity)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("{\n"
+		     ".reg .pred done;\n"
+		     "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+		     "@!done bra again;\n"
+		     "}" ::"r"(shared_address(barrier)), "r"(parity)
+		     : "memory");
+#else
+	asm volatile("{\n"
+		     ".reg .pred done;\n"
+		     "again: mbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+		     "@!done bra again;\n"
+		     "}" ::"r"(shared_address(barrier)), "r"(parity)
+		     : "memory");
+#endif
+}
+
+#endif
