@@ -111,7 +111,7 @@ static __device__ inline void weigh(const uint32_t (&r)[4], const float *weight,
 	left[3] = pack2(first_of(r[3]) * high.x, second_of(r[3]) * high.y);
 }
 
-/* silu(bias + sum_k weight_k row_{r - 3 + k}) of COUNT columns; rows [TAPS], oldest first. */
+/* silu(bias + sum_k weight_k row_{r - 3 + k}) of COUNT columns, by halved weights and bias; rows [TAPS], oldest first. */
 template <int COUNT>
 static __device__ inline void convolve(const float (&rows)[TAPS][COUNT], const float (&weight)[TAPS][COUNT],
 				       const float (&bias)[COUNT], float (&out)[COUNT])
@@ -185,10 +185,12 @@ static __device__ inline uint4 masked_tile(const float *scores, const float *sin
 /* Four columns of a row, gated; returns the sum of their squares. */
 static __device__ inline float gate4(const float *y, uint2 z, float (&gated)[4])
 {
-	gated[0] = y[0] * fast_silu(first_of(z.x));
-	gated[1] = y[1] * fast_silu(second_of(z.x));
-	gated[2] = y[2] * fast_silu(first_of(z.y));
-	gated[3] = y[3] * fast_silu(second_of(z.y));
+	uint32_t low = half_of(z.x), high = half_of(z.y);
+
+	gated[0] = y[0] * fast_silu(first_of(low));
+	gated[1] = y[1] * fast_silu(second_of(low));
+	gated[2] = y[2] * fast_silu(first_of(high));
+	gated[3] = y[3] * fast_silu(second_of(high));
 	return fmaf(gated[3], gated[3], fmaf(gated[2], gated[2], fmaf(gated[1], gated[1], gated[0] * gated[0])));
 }
 

@@ -8,6 +8,8 @@
 #ifndef GPU_CHUNK_H
 #define GPU_CHUNK_H
 
+#include <cuda.h>
+
 #include "gpu/kernel.h"
 #include "gpu/weights.h"
 
@@ -51,11 +53,14 @@ cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weight
 			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
 			  size_t chunks, cudaStream_t stream);
 
-/* Whole segments, one chunk after another, the state on chip.  For compute capability 9.0 and heads of 64. */
+/*
+ * Whole segments, one chunk after another, the state on chip.  For compute capability 9.0 and heads of 64.
+ * proj_boxes: of proj, CHUNK_ROWS by GROUP_COLUMNS.
+ */
 bool chunk_segments_serves(const struct layout *layout, int major, int minor);
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
-			   const struct chunk_buffers *buffers, const struct batch_view *batch, size_t segments,
-			   int processors, cudaStream_t stream);
+			   const struct chunk_buffers *buffers, const CUtensorMap *proj_boxes, const struct batch_view *batch,
+			   size_t segments, int processors, cudaStream_t stream);
 
 /* The same bits in two steps, for a few long segments: the states before each chunk, then all chunks at once. */
 cudaError_t chunk_states(const struct layout *layout, int layer, const struct chunk_buffers *buffers,

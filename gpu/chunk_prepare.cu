@@ -35,7 +35,7 @@ static __device__ int staged(int row, int core)
 
 /* A lane's share of the convolution: four columns of 256, from lane_column on, in 16 rows of 64, from lane_row on. */
 struct conv_lane {
-	float rows[TAPS][4], weight[TAPS][4], bias[4];
+	float rows[TAPS][4], weight[TAPS][4], bias[4]; /* the weights and the bias halved */
 	uint2 ahead[WARP_ROWS];
 };
 
@@ -52,6 +52,14 @@ static __device__ int lane_row(void)
 static __device__ void load4(const float *from, float (&v)[4])
 {
 	*(float4 *)v = *(const float4 *)from;
+}
+
+static __device__ void load_half4(const float *from, float (&v)[4])
+{
+	load4(from, v);
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		v[i] *= 0.5f;
 }
 
 static __device__ void unpack4(uint2 from, float (&v)[4])
@@ -85,10 +93,10 @@ static __device__ void conv_begin(const struct chunk_params &a, const struct seg
 #pragma unroll
 	for (int i = 0; i < TAPS - 1; i++)
 		conv_input(a, s, min(k.first + from, s.rows) + i - (TAPS - 1), c, lane.rows[i]);
-	load4(a.weights.conv_bias + c, lane.bias);
+	load_half4(a.weights.conv_bias + c, lane.bias);
 #pragma unroll
 	for (int i = 0; i < TAPS; i++)
-		load4(a.weights.conv + (size_t)i * l.conv_cols + c, lane.weight[i]);
+		load_half4(a.weights.conv + (size_t)i * l.conv_cols + c, lane.weight[i]);
 }
 
 /* The i_th of the lane's rows, as pairs of columns; zero behind the chunk's end. */

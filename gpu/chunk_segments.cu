@@ -22,7 +22,10 @@
 #define HALO (TAPS - 1)
 #define X_CORE 144                /* bytes from a core of x to its neighbour, */
 #define X_CORES (8 * X_CORE + 16) /* and to the next eight rows: lanes that store x keep off one bank */
-#define Z_PITCH 192               /* bytes from a row of z to the next: two rows' 64 bytes share no bank */
+
+struct segments_params : chunk_params {
+	CUtensorMap rows; /* of proj: boxes of 64 rows and GROUP_COLUMNS columns */
+};
 
 /* A warpgroup's own shared memory. */
 template <int N> struct __align__(128) group_memory {
@@ -30,7 +33,7 @@ template <int N> struct __align__(128) group_memory {
 	float conv[HALO][GROUP_COLUMNS];   /* and its conv state */
 	union {
 		bfloat16 h[GROUP_COLUMNS * N]; /* cores of [p, n], until y's first product is done; */
-		char z[CHUNK_ROWS * Z_PITCH];  /* then z */
+		bfloat16 z[CHUNK_ROWS][GROUP_COLUMNS]; /* then z */
 	};
 	union {
 		bfloat16 raw[CHUNK_ROWS][GROUP_COLUMNS]; /* proj's x, until it is convolved; */
@@ -155,41 +158,40 @@ static __device__ void fetch_state(const struct chunk_params &a, struct group_me
 		bulk_copy(m.conv[i], conv + i * a.layout.conv_cols, sizeof(m.conv[i]), &m.state_full);
 }
 
-/* 64 columns of proj in the chunk's rows, pitch bytes apart; by the whole warpgroup. */
-static __device__ void fetch_rows(const struct chunk_params &a, const struct chunk_view &k, int column, void *to,
-				  int pitch, uint64_t *full)
-{
-	int row = group_thread() / 8, eight = group_thread() % 8;
-	const bfloat16 *from = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + row) * a.layout.proj_cols + column +
-			       8 * eight;
-
-#pragma unroll
-	for (int i = 0; i < CHUNK_ROWS; i += 16)
-		if (row + i < k.rows)
-			copy16((char *)to + (row + i) * pitch + 16 * eight, from + (size_t)i * a.layout.proj_cols);
-	mbarrier_arrive_behind_copies(full);
-}
-
-/* What the convolution of an item needs; by the whole warpgroup, for who waits for rows that it fetches next. */
+/*
+ * x of a chunk's rows, as in_proj left it, with an item's first chunk the convolution's weights; and z of the rows on its
+ * way as far as L2.  What lies behind the rows is another chunk's.  By one thread.
+ */
 template <int N>
-static __device__ void fetch_weights(const struct chunk_params &a, struct group_memory<N> &m, int column)
+static __device__ void fetch_raw(const struct segments_params &a, struct group_memory<N> &m, const struct chunk_view &k,
+				 int column, bool first)
 {
-	int tap = group_thread() / (GROUP_COLUMNS / 4), c = group_thread() % (GROUP_COLUMNS / 4) * 4;
+	const float *weight = a.weights.conv + column;
 
-	if (tap < TAPS)
-		copy16(&m.weight[tap][c], a.weights.conv + tap * a.layout.conv_cols + column + c);
-	else if (tap == TAPS)
-		copy16(&m.weight[TAPS][c], a.weights.conv_bias + column + c);
+	mbarrier_expect(&m.raw_full, sizeof(m.raw) + (first ? sizeof(m.weight) : 0));
+	box_copy(m.raw, &a.rows, a.layout.inner_cols + column, k.row, &m.raw_full);
+	box_expect(&a.rows, column, k.row);
+	if (!first)
+		return;
+	for (int i = 0; i < TAPS; i++)
+		bulk_copy(m.weight[i], weight + i * a.layout.conv_cols, sizeof(m.weight[i]), &m.raw_full);
+	bulk_copy(m.weight[TAPS], a.weights.conv_bias + column, sizeof(m.weight[TAPS]), &m.raw_full);
 }
 
-/* Begin to bring such rows into the L2 cache; likewise. */
-static __device__ void expect_rows(const struct chunk_params &a, const struct chunk_view &k, int column)
+/* z likewise, with an item's first chunk the weights of the gated norm. */
+template <int N>
+static __device__ void fetch_z(const struct segments_params &a, struct group_memory<N> &m, const struct chunk_view &k,
+			       int column, bool first)
 {
-	int r = group_thread();
-	const bfloat16 *from = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + r) * a.layout.proj_cols + column;
+	mbarrier_expect(&m.z_full, sizeof(m.z) + (first ? sizeof(m.norm) : 0));
+	box_copy(m.z, &a.rows, column, k.row, &m.z_full);
+	if (first)
+		bulk_copy(m.norm, a.weights.gated_norm + column, sizeof(m.norm), &m.z_full);
+}
 
-	if (r < k.rows)
-		asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+static __device__ void load_half2(const float *from, float (&v)[2])
+{
+	v[0] = 0.5f * from[0], v[1] = 0.5f * from[1];
 }
 
 /*
@@ -207,8 +209,8 @@ static __device__ void convolve_x(const struct chunk_params &a, struct group_mem
 
 #pragma unroll
 	for (int i = 0; i < TAPS; i++)
-		*(float2 *)weight[i] = *(const float2 *)&m.weight[i][c];
-	*(float2 *)bias = *(const float2 *)&m.weight[TAPS][c];
+		load_half2(&m.weight[i][c], weight[i]);
+	load_half2(&m.weight[TAPS][c], bias);
 #pragma unroll
 	for (int i = 0; i < HALO; i++) {
 		uint32_t row = *(const uint32_t *)(from > 0 ? &m.raw[from - HALO + i][c] : &m.halo[turn][i][c]);
@@ -244,22 +246,24 @@ static __device__ void convolve_x(const struct chunk_params &a, struct group_mem
 /* y = h C, under way. */
 template <int N> static __device__ void start_y(const bfloat16 *c, const bfloat16 *h, float (&y)[32])
 {
+	uint64_t left = operand_along(c, 128, N * 16), right = operand_along(h, 128, N * 16);
+
 	warpgroup_fence();
-	product_along<false>(y, operand_along(c, 128, N * 16), operand_along(h, 128, N * 16));
+	product_along<false>(y, left, right);
 #pragma unroll
 	for (int v = 1; v < N / 16; v++)
-		product_along<true>(y, operand_along(c + v * 128, 128, N * 16), operand_along(h + v * 128, 128, N * 16));
+		product_along<true>(y, operand_behind(left, v * 256), operand_behind(right, v * 256));
 	warpgroup_commit();
 }
 
-/* y = 2^l y + masked scores x; a warp has the scores of its 16 rows. */
-static __device__ void add_scores(const struct chunk_params &a, const float *scores, const float *steps,
-				  const struct group_place &p, const char *x, int edge, float (&y)[32])
+/* y = 2^l y + masked scores x, the latter under way; a warp has the scores of its 16 rows. */
+static __device__ void start_scores(const struct chunk_params &a, const float *scores, const float *since,
+				    const struct group_place &p, const char *x, int edge, float (&y)[32])
 {
 	int i = uniform(group_thread() / 32), g = threadIdx.x % 32 / 4;
-	const float *since = step_plane(steps, p.own, 16 * edge, STEP_SINCE);
 	const float *source = since + STEP_SOURCE * 16 * edge, *reach = since + STEP_REACH * 16 * edge + 16 * i + g;
 	float d = a.weights.d[p.first_head + p.own], low = reach[0], high = reach[8];
+	uint64_t right = operand_across(x, X_CORES, X_CORE);
 	uint32_t left[CHUNK_ROWS / 16][4];
 
 #pragma unroll
@@ -281,23 +285,17 @@ static __device__ void add_scores(const struct chunk_params &a, const float *sco
 	warpgroup_fence();
 #pragma unroll
 	for (int j = 0; j < CHUNK_ROWS / 16; j++) /* x is zero behind the chunk's rows, and so are the scores */
-		product_across(y, left[j], operand_across(x + 2 * j * X_CORES, X_CORES, X_CORE));
+		product_across(y, left[j], operand_behind(right, 2 * j * X_CORES));
 	warpgroup_commit();
-	warpgroup_wait<0>();
 }
 
-/* h = decay h + sum_j weight_j x_j B_j^T, under way. */
-template <int N>
-static __device__ void start_h(const bfloat16 *b, const char *x, const float *weight, float decay, int edge,
-			       float (&h)[N / 2])
+/* left[j] = x in rows 16 j on times their weights; a warp has 16 columns. */
+static __device__ void weigh_x(const char *x, const float *weight, int edge, uint32_t (&left)[CHUNK_ROWS / 16][4])
 {
 	int warp = group_thread() / 32, lane = threadIdx.x % 32;
 	const char *row = x + lane % 16 / 8 * X_CORES + (2 * warp + lane / 16) * X_CORE + lane % 8 * 16;
-	uint32_t r[4], left[CHUNK_ROWS / 16][4];
+	uint32_t r[4];
 
-#pragma unroll
-	for (int i = 0; i < N / 2; i++)
-		h[i] *= decay;
 #pragma unroll
 	for (int j = 0; j < CHUNK_ROWS / 16; j++) {
 		if (j >= edge)
@@ -305,11 +303,23 @@ static __device__ void start_h(const bfloat16 *b, const char *x, const float *we
 		tile_load_transposed(r, (const bfloat16 *)(row + 2 * j * X_CORES));
 		weigh(r, weight + 16 * j, left[j]);
 	}
+}
+
+/* h = decay h + sum_j left_j B_j^T, under way. */
+template <int N>
+static __device__ void start_h(const bfloat16 *b, const uint32_t (&left)[CHUNK_ROWS / 16][4], float decay, int edge,
+			       float (&h)[N / 2])
+{
+	uint64_t right = operand_across(b, N * 16, 128);
+
+#pragma unroll
+	for (int i = 0; i < N / 2; i++)
+		h[i] *= decay;
 	warpgroup_fence();
 #pragma unroll
 	for (int j = 0; j < CHUNK_ROWS / 16; j++)
 		if (j < edge)
-			product_across(h, left[j], operand_across(b + 2 * j * N * 8, N * 16, 128));
+			product_across(h, left[j], operand_behind(right, 2 * j * N * 16));
 	warpgroup_commit();
 }
 
@@ -336,7 +346,7 @@ static __device__ void finish_y(const struct chunk_params &a, const struct group
 
 #pragma unroll
 		for (int s = 0; s < 2; s++) {
-			uint4 z = *(const uint4 *)(m.z + r * Z_PITCH + 64 * s + 16 * q);
+			uint4 z = *(const uint4 *)&m.z[r][32 * s + 8 * q];
 			const float *norm = m.norm + 32 * s + 8 * q, *at = y + 16 * s + 2 * half;
 			float low[4] = { at[0], at[1], at[4], at[5] }, high[4] = { at[8], at[9], at[12], at[13] };
 			float gated[4];
@@ -453,24 +463,19 @@ static __device__ void look_ahead(const struct chunk_params &a, struct group_mem
 		*next = a.batch->chunks[following->chunk];
 }
 
-/* Start the warpgroup's own copies for the next chunk; more: it is this item's. */
+/* Start the warpgroup's own copies for the next chunk; more: it is this item's.  By one thread. */
 template <int N>
-static __device__ void fetch_ahead(const struct chunk_params &a, struct group_memory<N> &m, const struct group_place &p,
+static __device__ void fetch_ahead(const struct segments_params &a, struct group_memory<N> &m, const struct group_place &p,
 				   const struct progress &at, bool more)
 {
-	const struct chunk_view &next = m.views[(at.done_chunks + 1) % 2];
 	struct group_place there = p;
 
 	if (!more && last_item(at))
 		return;
 	if (!more)
 		there = next_place(a, at);
-	if (!is_there(there))
-		return;
-	if (!more)
-		fetch_weights(a, m, column_of(there));
-	fetch_rows(a, next, a.layout.inner_cols + column_of(there), m.raw, sizeof(m.raw[0]), &m.raw_full);
-	expect_rows(a, next, column_of(there));
+	if (is_there(there))
+		fetch_raw(a, m, m.views[(at.done_chunks + 1) % 2], column_of(there), !more);
 }
 
 /* The warp does not need c, scores and steps any more; the last one fetches the next chunk's. */
@@ -497,34 +502,38 @@ static __device__ void release_b(const struct chunk_params &a, struct segments_m
 
 /* One chunk, by a warpgroup that has columns; h comes and goes in registers and as a copy. */
 template <int N>
-static __device__ void run_chunk(const struct chunk_params &a, struct segments_memory<N> &s, const struct group_place &p,
-				 const struct segment_view &segment, const struct progress &at, int n, float (&h)[N / 2])
+static __device__ void run_chunk(const struct segments_params &a, struct segments_memory<N> &s,
+				 const struct group_place &p, const struct segment_view &segment,
+				 const struct progress &at, int n, float (&h)[N / 2])
 {
 	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
 	const struct chunk_view &k = m.views[at.done_chunks % 2];
-	const bool more = n + 1 < segment.chunks;
+	const bool more = n + 1 < segment.chunks, first = group_thread() == 0;
 	const int edge = uniform(edge_of(k)), parity = at.done_chunks % 2, use = at.used_chunks % 2;
-	float y[32];
+	const float *steps = step_plane(s.steps, p.own, 16 * edge, STEP_SINCE);
+	uint32_t left[CHUNK_ROWS / 16][4];
+	float y[32], decay;
 
 	mbarrier_wait(&s.c_full, parity);
 	start_y<N>(s.c, m.h, y);
 	mbarrier_wait(&m.raw_full, use);
 	convolve_x(a, m, segment, column_of(p), n, k.rows);
 	group_barrier(); /* x is there */
-	if (group_thread() == 0) /* of the warp with the fewest scores */
+	if (first) /* of the warp with the fewest scores */
 		look_ahead(a, m, segment, at, n);
 	__syncwarp();
-	add_scores(a, s.scores, s.steps, p, m.x, edge, y);
-	group_barrier(); /* nobody needs h any more: z may take its place */
-	if (n == 0 && group_thread() < GROUP_COLUMNS / 4)
-		copy16(m.norm + 4 * group_thread(), a.weights.gated_norm + column_of(p) + 4 * group_thread());
-	fetch_rows(a, k, column_of(p), m.z, Z_PITCH, &m.z_full);
-	mbarrier_wait(&s.b_full, parity);
-	start_h<N>(s.b, m.x, step_plane(s.steps, p.own, 16 * edge, STEP_WEIGHT),
-		   step_plane(s.steps, p.own, 16 * edge, STEP_REACH)[k.rows - 1], edge, h);
+	start_scores(a, s.scores, steps, p, m.x, edge, y);
+	weigh_x(m.x, steps + STEP_WEIGHT * 16 * edge, edge, left);
+	decay = steps[STEP_REACH * 16 * edge + k.rows - 1];
+	warpgroup_wait<0>();
+	group_barrier(); /* nobody needs h's copy or x any more: z and raw may take their places */
+	if (first) {
+		fetch_z(a, m, k, column_of(p), n == 0);
+		fetch_ahead(a, m, p, at, more);
+	}
 	release_c(a, s, p, at, more);
-	group_barrier(); /* nobody needs x any more: raw may take its place */
-	fetch_ahead(a, m, p, at, more);
+	mbarrier_wait(&s.b_full, parity);
+	start_h<N>(s.b, left, decay, edge, h);
 	mbarrier_wait(&m.z_full, use);
 	finish_y(a, m, column_of(p), k, y);
 	warpgroup_wait<0>();
@@ -534,26 +543,27 @@ static __device__ void run_chunk(const struct chunk_params &a, struct segments_m
 
 /* A chunk of an item whose columns are not there: its warps only count. */
 template <int N>
-static __device__ void skip_chunk(const struct chunk_params &a, struct segments_memory<N> &s,
+static __device__ void skip_chunk(const struct segments_params &a, struct segments_memory<N> &s,
 				  const struct group_place &p, const struct segment_view &segment,
 				  const struct progress &at, int n)
 {
 	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
 	const bool more = n + 1 < segment.chunks;
 
-	if (group_thread() == 0)
+	if (group_thread() == 0) {
 		look_ahead(a, m, segment, at, n);
+		fetch_ahead(a, m, p, at, more);
+	}
 	mbarrier_wait(&s.c_full, at.done_chunks % 2);
 	mbarrier_wait(&s.b_full, at.done_chunks % 2);
 	group_barrier();
-	fetch_ahead(a, m, p, at, more);
 	release_c(a, s, p, at, more);
 	release_b(a, s, p, at, more);
 }
 
 /* One item: a warpgroup's columns of a segment. */
 template <int N>
-static __device__ void run_item(const struct chunk_params &a, struct segments_memory<N> &s, struct progress &at)
+static __device__ void run_item(const struct segments_params &a, struct segments_memory<N> &s, struct progress &at)
 {
 	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
 	const struct group_place p = place_of(a.layout, at.item % at.blocks);
@@ -591,15 +601,15 @@ template <int N> static __device__ void set_barriers(struct segments_memory<N> &
 	s.c_done = s.b_done = 0;
 	for (int i = 0; i < GROUPS; i++) {
 		mbarrier_init(&s.group[i].state_full, 1);
-		mbarrier_init(&s.group[i].raw_full, GROUP_THREADS);
-		mbarrier_init(&s.group[i].z_full, GROUP_THREADS);
+		mbarrier_init(&s.group[i].raw_full, 1);
+		mbarrier_init(&s.group[i].z_full, 1);
 	}
 	publish_to_async();
 }
 
 /* Start the copies that a block's first chunk waits for. */
 template <int N>
-static __device__ void begin(const struct chunk_params &a, struct segments_memory<N> &s, const struct progress &at)
+static __device__ void begin(const struct segments_params &a, struct segments_memory<N> &s, const struct progress &at)
 {
 	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
 	const struct group_place p = place_of(a.layout, at.item % at.blocks);
@@ -615,19 +625,16 @@ static __device__ void begin(const struct chunk_params &a, struct segments_memor
 		fetch_c(a, s, p, m.views[0]);
 		fetch_b(a, s, p, m.views[0]);
 	}
-	if (is_there(p)) {
-		if (group_thread() == 0)
-			fetch_state(a, m, m.segments[0], column_of(p));
-		fetch_weights(a, m, column_of(p));
-		fetch_rows(a, m.views[0], a.layout.inner_cols + column_of(p), m.raw, sizeof(m.raw[0]), &m.raw_full);
-		expect_rows(a, m.views[0], column_of(p));
+	if (group_thread() == 0 && is_there(p)) {
+		fetch_state(a, m, m.segments[0], column_of(p));
+		fetch_raw(a, m, m.views[0], column_of(p), true);
 	}
 }
 
 #endif
 
 template <int N>
-static __global__ void __launch_bounds__(GROUPS *GROUP_THREADS, 1) ssd_segments(const struct chunk_params a)
+static __global__ void __launch_bounds__(GROUPS *GROUP_THREADS, 1) ssd_segments(const __grid_constant__ struct segments_params a)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 	extern __shared__ __align__(128) char shared[];
@@ -649,10 +656,10 @@ bool chunk_segments_serves(const struct layout *layout, int major, int minor)
 }
 
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
-			   const struct chunk_buffers *buffers, const struct batch_view *batch, size_t segments,
-			   int processors, cudaStream_t stream)
+			   const struct chunk_buffers *buffers, const CUtensorMap *proj_boxes, const struct batch_view *batch,
+			   size_t segments, int processors, cudaStream_t stream)
 {
-	struct chunk_params a = { *layout, *weights, *buffers, layer, batch };
+	struct segments_params a = { { *layout, *weights, *buffers, layer, batch }, *proj_boxes };
 	size_t items = segments * (size_t)(layout->groups * blocks_of_group(*layout));
 	unsigned blocks = (unsigned)(items < (size_t)processors ? items : (size_t)processors);
 

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "gpu/add_norm.h"
+#include "gpu/boxes.h"
 #include "gpu/check.h"
 #include "gpu/gated_norm.h"
 #include "gpu/scan.h"
@@ -101,6 +102,9 @@ int forward_open(struct forward *forward, struct error *err)
 	f->chunk.gated = f->gated;
 	f->chunk.squares = f->squares;
 	if (rc == 0 && f->on_chip)
+		rc = boxes_of(f->proj, f->limits.rows, (size_t)f->layout.proj_cols, CHUNK_ROWS, GROUP_COLUMNS,
+			      &f->proj_boxes, err);
+	if (rc == 0 && f->on_chip)
 		rc = cuda_check(chunk_segments_setup(), "preparing kernels", err);
 	if (rc == 0 && f->chunked)
 		rc = cuda_check(chunk_states_setup(), "preparing kernels", err);
@@ -168,7 +172,8 @@ cudaError_t forward_mix(const struct forward *forward, int i, const struct batch
 		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
 	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->stream);
 	if (status == cudaSuccess && mixer == MIXER_SEGMENTS)
-		return chunk_segments(l, weights, i, &f->chunk, f->view, size->segments, f->processors, f->stream);
+		return chunk_segments(l, weights, i, &f->chunk, &f->proj_boxes, f->view, size->segments, f->processors,
+				      f->stream);
 	if (status == cudaSuccess)
 		status = chunk_states(l, i, &f->chunk, f->view, size->segments, f->stream);
 	if (status == cudaSuccess)

@@ -43,6 +43,7 @@ struct forward {
 	float *squares;  /* [rows, parts] */
 	int parts;
 	struct chunk_buffers chunk;
+	CUtensorMap proj_boxes; /* where on_chip */
 	size_t state_chunks; /* for how many chunks.states has room */
 	void *memory[FORWARD_BLOCKS];
 	size_t n_memory;

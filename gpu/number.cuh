@@ -45,6 +45,14 @@ static __device__ inline float second_of(uint32_t pair)
 	return __uint_as_float(pair & 0xffff0000);
 }
 
+/* Half of each: exact. */
+static __device__ inline uint32_t half_of(uint32_t pair)
+{
+	__nv_bfloat162 v = __hmul2(*(__nv_bfloat162 *)&pair, __floats2bfloat162_rn(0.5f, 0.5f));
+
+	return *(uint32_t *)&v;
+}
+
 static __device__ inline void unpack8(uint4 from, float v[8])
 {
 	v[0] = first_of(from.x), v[1] = second_of(from.x), v[2] = first_of(from.y), v[3] = second_of(from.y);
@@ -116,10 +124,10 @@ static __device__ inline float fast_log2(float x)
 	return y;
 }
 
-/* silu(x) = x / (1 + exp(-x)) = x / 2 (1 + tanh(x / 2)); the quick one to about 2^-11 of x. */
-static __device__ inline float fast_silu(float x)
+/* silu(x) = x / (1 + exp(-x)) = x / 2 (1 + tanh(x / 2)); the quick one, to about 2^-11 of x, takes x / 2. */
+static __device__ inline float fast_silu(float half)
 {
-	float half = 0.5f * x, t;
+	float t;
 
 	asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(half));
 	return fmaf(half, t, half);

@@ -8,12 +8,20 @@
 #ifndef GPU_WGMMA_CUH
 #define GPU_WGMMA_CUH
 
+#include <cuda.h>
+
 #include "gpu/mbarrier.cuh"
 
 /* An operand whose rows run along the inner dimension (K-major): bytes between cores along it, and across. */
 static __device__ inline uint64_t operand_along(const void *at, int inner, int outer)
 {
 	return (uint64_t)(shared_address(at) >> 4) | (uint64_t)(inner >> 4) << 16 | (uint64_t)(outer >> 4) << 32;
+}
+
+/* The operand that lies so many bytes further. */
+static __device__ inline uint64_t operand_behind(uint64_t operand, int bytes)
+{
+	return operand & 0xffffffff00000000 | (uint32_t)operand + (bytes >> 4);
 }
 
 /* An operand whose rows run across the inner dimension (MN-major): the descriptor's fields mean the same. */
@@ -101,6 +109,21 @@ static __device__ inline void store_cores(void *row, const uint32_t (&r)[4])
 static __device__ inline void mbarrier_expect(uint64_t *barrier, int bytes)
 {
 	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+		     : "memory");
+}
+
+/* Copy the box of a tensor map that begins at this column and row; barrier hears of it. */
+static __device__ inline void box_copy(void *to, const CUtensorMap *map, int column, int row, uint64_t *barrier)
+{
+	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+			     "r"(shared_address(to)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+		     : "memory");
+}
+
+/* Begin to bring such a box into the L2 cache. */
+static __device__ inline void box_expect(const CUtensorMap *map, int column, int row)
+{
+	asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
 		     : "memory");
 }
 
