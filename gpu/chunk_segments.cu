@@ -27,6 +27,16 @@ struct segments_params : chunk_params {
 	CUtensorMap rows; /* of proj: boxes of 64 rows and GROUP_COLUMNS columns */
 };
 
+/* What a warpgroup works on: a head of a segment. */
+struct item {
+	struct segment_view segment;
+	int group;             /* of B and C */
+	int first_head, heads; /* of the block: a group's last one may have warpgroups to spare, */
+	int column;            /* whose column is negative */
+	float d;
+	bool last; /* of the block's */
+};
+
 /* A warpgroup's own shared memory. */
 template <int N> struct __align__(128) group_memory {
 	float state[GROUP_COLUMNS * N];    /* [p, n] of the next item, */
@@ -42,8 +52,8 @@ template <int N> struct __align__(128) group_memory {
 	bfloat16 halo[2][HALO][GROUP_COLUMNS]; /* the rows before the chunk, and before the next one */
 	float weight[TAPS + 1][GROUP_COLUMNS]; /* of the convolution, and its bias */
 	float norm[GROUP_COLUMNS];             /* gated_norm */
-	struct segment_view segments[2];       /* of the item and the next, by turns */
-	struct chunk_view views[2];            /* of the chunk and the next, by turns */
+	struct item items[2];                  /* the item and the next, by turns */
+	struct chunk_view views[2];            /* the chunk and the next, by turns */
 	uint64_t state_full, raw_full, z_full;
 };
 
@@ -56,14 +66,6 @@ template <int N> struct __align__(128) segments_memory {
 	unsigned c_done, b_done; /* warps that do not need them any more */
 };
 
-/* What a warpgroup works on: a head. */
-struct group_place {
-	int group;      /* of B and C */
-	int first_head; /* of the block */
-	int heads;      /* of the block: a group's last one may have warpgroups to spare */
-	int own;        /* the warpgroup's head, counted from first_head; it may not be there */
-};
-
 static __host__ __device__ int blocks_of_group(const struct layout &l)
 {
 	return (l.heads / l.groups + GROUPS - 1) / GROUPS;
@@ -71,26 +73,21 @@ static __host__ __device__ int blocks_of_group(const struct layout &l)
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-static __device__ struct group_place place_of(const struct layout &l, int block)
+/* The block's nth item; by one thread of the warpgroup. */
+static __device__ void find_item(const struct chunk_params &a, int n, struct item &item)
 {
-	int heads = l.heads / l.groups, blocks = blocks_of_group(l);
-	struct group_place p;
+	const struct layout &l = a.layout;
+	int heads = l.heads / l.groups, blocks = blocks_of_group(l), number = blockIdx.x + n * gridDim.x;
+	int segment = number / (l.groups * blocks), group = number / blocks % l.groups, block = number % blocks;
+	int own = threadIdx.x / GROUP_THREADS, first = group * heads + block * GROUPS;
 
-	p.group = block / blocks;
-	p.own = threadIdx.x / GROUP_THREADS;
-	p.first_head = p.group * heads + block % blocks * GROUPS;
-	p.heads = min(GROUPS, (p.group + 1) * heads - p.first_head);
-	return p;
-}
-
-static __device__ bool is_there(const struct group_place &p)
-{
-	return p.own < p.heads;
-}
-
-static __device__ int column_of(const struct group_place &p)
-{
-	return (p.first_head + p.own) * GROUP_COLUMNS;
+	item.segment = a.batch->segments[segment];
+	item.group = group;
+	item.first_head = first;
+	item.heads = min(GROUPS, (group + 1) * heads - first);
+	item.column = own < item.heads ? (first + own) * GROUP_COLUMNS : -1;
+	item.d = own < item.heads ? a.weights.d[first + own] : 0.0f;
+	item.last = number + gridDim.x >= a.batch->n_segments * l.groups * blocks;
 }
 
 static __device__ int group_thread(void)
@@ -123,37 +120,37 @@ static __device__ bool is_last_warp(unsigned *count)
 
 /* C, scores and steps of a chunk; by one thread. */
 template <int N>
-static __device__ void fetch_c(const struct chunk_params &a, struct segments_memory<N> &s, const struct group_place &p,
+static __device__ void fetch_c(const struct chunk_params &a, struct segments_memory<N> &s, const struct item &item,
 			       const struct chunk_view &k)
 {
 	int edge = edge_of(k), c = edge * 16 * N * (int)sizeof(bfloat16), scores = tiles_of(edge) * SCORE_TILE * 4;
-	int steps = p.heads * edge * 16 * STEP_PLANES * 4;
+	int steps = item.heads * edge * 16 * STEP_PLANES * 4;
 
 	mbarrier_expect(&s.c_full, c + scores + steps);
-	bulk_copy(s.c, bc_of(a, k, p.group, 1), c, &s.c_full);
-	bulk_copy(s.scores, scores_of(a, k, p.group), scores, &s.c_full);
-	bulk_copy(s.steps, steps_of(a, k, p.first_head), steps, &s.c_full);
+	bulk_copy(s.c, bc_of(a, k, item.group, 1), c, &s.c_full);
+	bulk_copy(s.scores, scores_of(a, k, item.group), scores, &s.c_full);
+	bulk_copy(s.steps, steps_of(a, k, item.first_head), steps, &s.c_full);
 }
 
 template <int N>
-static __device__ void fetch_b(const struct chunk_params &a, struct segments_memory<N> &s, const struct group_place &p,
+static __device__ void fetch_b(const struct chunk_params &a, struct segments_memory<N> &s, const struct item &item,
 			       const struct chunk_view &k)
 {
 	int bytes = edge_of(k) * 16 * N * (int)sizeof(bfloat16);
 
 	mbarrier_expect(&s.b_full, bytes);
-	bulk_copy(s.b, bc_of(a, k, p.group, 0), bytes, &s.b_full);
+	bulk_copy(s.b, bc_of(a, k, item.group, 0), bytes, &s.b_full);
 }
 
 /* The states that an item begins with; by one thread. */
 template <int N>
 static __device__ void fetch_state(const struct chunk_params &a, struct group_memory<N> &m,
-				   const struct segment_view &segment, int column)
+				   const struct item &item)
 {
-	const float *conv = conv_state_of(a, segment, segment.parity) + column;
+	const float *conv = conv_state_of(a, item.segment, item.segment.parity) + item.column;
 
 	mbarrier_expect(&m.state_full, sizeof(m.state) + sizeof(m.conv));
-	bulk_copy(m.state, state_of(a, segment, 0) + (size_t)column * N, sizeof(m.state), &m.state_full);
+	bulk_copy(m.state, state_of(a, item.segment, 0) + (size_t)item.column * N, sizeof(m.state), &m.state_full);
 	for (int i = 0; i < HALO; i++)
 		bulk_copy(m.conv[i], conv + i * a.layout.conv_cols, sizeof(m.conv[i]), &m.state_full);
 }
@@ -257,12 +254,12 @@ template <int N> static __device__ void start_y(const bfloat16 *c, const bfloat1
 }
 
 /* y = 2^l y + masked scores x, the latter under way; a warp has the scores of its 16 rows. */
-static __device__ void start_scores(const struct chunk_params &a, const float *scores, const float *since,
-				    const struct group_place &p, const char *x, int edge, float (&y)[32])
+static __device__ void start_scores(const float *scores, const float *since, float d, const char *x, int edge,
+				    float (&y)[32])
 {
 	int i = uniform(group_thread() / 32), g = threadIdx.x % 32 / 4;
 	const float *source = since + STEP_SOURCE * 16 * edge, *reach = since + STEP_REACH * 16 * edge + 16 * i + g;
-	float d = a.weights.d[p.first_head + p.own], low = reach[0], high = reach[8];
+	float low = reach[0], high = reach[8];
 	uint64_t right = operand_across(x, X_CORES, X_CORE);
 	uint32_t left[CHUNK_ROWS / 16][4];
 
@@ -421,177 +418,180 @@ template <int N> static __device__ void copy_h(const float (&h)[N / 2], bfloat16
 	publish_to_async();
 }
 
-/* Where a warpgroup stands. */
+/* How far a warpgroup is: items and chunks of the block, and those of them that it had columns in. */
 struct progress {
-	int item, items; /* of all blocks' */
-	int blocks;      /* items of a segment */
-	int done_items, done_chunks; /* by the block */
-	int used_chunks, used_states; /* by the warpgroup: where it has columns */
+	int items, chunks;
+	int own_items, own_chunks;
 };
 
-static __device__ bool last_item(const struct progress &at)
+/* Of the warpgroup. */
+template <int N>
+static __device__ struct group_memory<N> &own_memory(struct segments_memory<N> &s)
 {
-	return at.item + gridDim.x >= at.items;
+	return s.group[threadIdx.x / GROUP_THREADS];
 }
 
-static __device__ struct group_place next_place(const struct chunk_params &a, const struct progress &at)
+/* The item of the next chunk; more: there is another in this item. */
+template <int N>
+static __device__ const struct item &next_item(const struct group_memory<N> &m, const struct progress &at, bool more)
 {
-	return place_of(a.layout, (at.item + gridDim.x) % at.blocks);
+	return m.items[(at.items + !more) % 2];
+}
+
+template <int N>
+static __device__ const struct chunk_view &next_view(const struct group_memory<N> &m, const struct progress &at)
+{
+	return m.views[(at.chunks + 1) % 2];
 }
 
 /*
  * What will be needed next: the view of the chunk behind number n of the item, or if that is its last, of the next item's
- * first; and with its first chunk, the next item's segment and states.  By the warpgroup's first thread.
+ * first; and with its first chunk, the next item and its states.  By the warpgroup's first thread.
  */
 template <int N>
-static __device__ void look_ahead(const struct chunk_params &a, struct group_memory<N> &m,
-				  const struct segment_view &segment, const struct progress &at, int n)
+static __device__ void look_ahead(const struct chunk_params &a, struct group_memory<N> &m, const struct progress &at, int n)
 {
-	struct chunk_view *next = &m.views[(at.done_chunks + 1) % 2];
-	struct segment_view *following = &m.segments[(at.done_items + 1) % 2];
+	const struct item &item = m.items[at.items % 2];
+	struct item &following = m.items[(at.items + 1) % 2];
+	struct chunk_view &view = m.views[(at.chunks + 1) % 2];
 
-	if (n == 0 && !last_item(at)) {
-		const struct group_place there = next_place(a, at);
-
-		*following = a.batch->segments[(at.item + gridDim.x) / at.blocks];
-		if (is_there(there))
-			fetch_state(a, m, *following, column_of(there));
+	if (n == 0 && !item.last) {
+		find_item(a, at.items + 1, following);
+		if (following.column >= 0)
+			fetch_state(a, m, following);
 	}
-	if (n + 1 < segment.chunks)
-		*next = a.batch->chunks[segment.chunk + n + 1];
-	else if (!last_item(at))
-		*next = a.batch->chunks[following->chunk];
+	if (n + 1 < item.segment.chunks)
+		view = a.batch->chunks[item.segment.chunk + n + 1];
+	else if (!item.last)
+		view = a.batch->chunks[following.segment.chunk];
 }
 
-/* Start the warpgroup's own copies for the next chunk; more: it is this item's.  By one thread. */
+/* Start the warpgroup's own copies for the next chunk; by its first thread. */
 template <int N>
-static __device__ void fetch_ahead(const struct segments_params &a, struct group_memory<N> &m, const struct group_place &p,
-				   const struct progress &at, bool more)
+static __device__ void fetch_ahead(const struct segments_params &a, struct group_memory<N> &m, const struct progress &at,
+				   bool more)
 {
-	struct group_place there = p;
+	const struct item &item = next_item(m, at, more);
 
-	if (!more && last_item(at))
-		return;
-	if (!more)
-		there = next_place(a, at);
-	if (is_there(there))
-		fetch_raw(a, m, m.views[(at.done_chunks + 1) % 2], column_of(there), !more);
+	if (item.column >= 0)
+		fetch_raw(a, m, next_view(m, at), item.column, !more);
 }
 
 /* The warp does not need c, scores and steps any more; the last one fetches the next chunk's. */
 template <int N>
-static __device__ void release_c(const struct chunk_params &a, struct segments_memory<N> &s,
-				 const struct group_place &p, const struct progress &at, bool more)
+static __device__ void release_c(const struct chunk_params &a, struct segments_memory<N> &s, const struct progress &at,
+				 bool more, bool ends)
 {
+	const struct group_memory<N> &m = own_memory(s);
+
 	__syncwarp();
-	if (threadIdx.x % 32 == 0 && (more || !last_item(at)) && is_last_warp(&s.c_done))
-		fetch_c(a, s, more ? p : next_place(a, at),
-			s.group[threadIdx.x / GROUP_THREADS].views[(at.done_chunks + 1) % 2]);
+	if (threadIdx.x % 32 == 0 && !ends && is_last_warp(&s.c_done))
+		fetch_c(a, s, next_item(m, at, more), next_view(m, at));
 }
 
 /* Likewise b. */
 template <int N>
-static __device__ void release_b(const struct chunk_params &a, struct segments_memory<N> &s,
-				 const struct group_place &p, const struct progress &at, bool more)
+static __device__ void release_b(const struct chunk_params &a, struct segments_memory<N> &s, const struct progress &at,
+				 bool more, bool ends)
 {
+	const struct group_memory<N> &m = own_memory(s);
+
 	__syncwarp();
-	if (threadIdx.x % 32 == 0 && (more || !last_item(at)) && is_last_warp(&s.b_done))
-		fetch_b(a, s, more ? p : next_place(a, at),
-			s.group[threadIdx.x / GROUP_THREADS].views[(at.done_chunks + 1) % 2]);
+	if (threadIdx.x % 32 == 0 && !ends && is_last_warp(&s.b_done))
+		fetch_b(a, s, next_item(m, at, more), next_view(m, at));
 }
 
 /* One chunk, by a warpgroup that has columns; h comes and goes in registers and as a copy. */
 template <int N>
-static __device__ void run_chunk(const struct segments_params &a, struct segments_memory<N> &s,
-				 const struct group_place &p, const struct segment_view &segment,
+static __device__ void run_chunk(const struct segments_params &a, struct segments_memory<N> &s, const struct item &item,
 				 const struct progress &at, int n, float (&h)[N / 2])
 {
-	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
-	const struct chunk_view &k = m.views[at.done_chunks % 2];
-	const bool more = n + 1 < segment.chunks, first = group_thread() == 0;
-	const int edge = uniform(edge_of(k)), parity = at.done_chunks % 2, use = at.used_chunks % 2;
-	const float *steps = step_plane(s.steps, p.own, 16 * edge, STEP_SINCE);
+	struct group_memory<N> &m = own_memory(s);
+	const struct chunk_view &k = m.views[at.chunks % 2];
+	const bool more = n + 1 < item.segment.chunks, ends = !more && item.last, first = group_thread() == 0;
+	const int edge = uniform(edge_of(k)), parity = at.chunks % 2, use = at.own_chunks % 2;
+	const float *steps = step_plane(s.steps, threadIdx.x / GROUP_THREADS, 16 * edge, STEP_SINCE);
 	uint32_t left[CHUNK_ROWS / 16][4];
 	float y[32], decay;
 
 	mbarrier_wait(&s.c_full, parity);
 	start_y<N>(s.c, m.h, y);
 	mbarrier_wait(&m.raw_full, use);
-	convolve_x(a, m, segment, column_of(p), n, k.rows);
+	convolve_x(a, m, item.segment, item.column, n, k.rows);
 	group_barrier(); /* x is there */
 	if (first) /* of the warp with the fewest scores */
-		look_ahead(a, m, segment, at, n);
+		look_ahead(a, m, at, n);
 	__syncwarp();
-	start_scores(a, s.scores, steps, p, m.x, edge, y);
+	start_scores(s.scores, steps, item.d, m.x, edge, y);
 	weigh_x(m.x, steps + STEP_WEIGHT * 16 * edge, edge, left);
 	decay = steps[STEP_REACH * 16 * edge + k.rows - 1];
 	warpgroup_wait<0>();
 	group_barrier(); /* nobody needs h's copy or x any more: z and raw may take their places */
 	if (first) {
-		fetch_z(a, m, k, column_of(p), n == 0);
-		fetch_ahead(a, m, p, at, more);
+		fetch_z(a, m, k, item.column, n == 0);
+		if (!ends)
+			fetch_ahead(a, m, at, more);
 	}
-	release_c(a, s, p, at, more);
+	release_c(a, s, at, more, ends);
 	mbarrier_wait(&s.b_full, parity);
 	start_h<N>(s.b, left, decay, edge, h);
 	mbarrier_wait(&m.z_full, use);
-	finish_y(a, m, column_of(p), k, y);
+	finish_y(a, m, item.column, k, y);
 	warpgroup_wait<0>();
-	release_b(a, s, p, at, more);
+	release_b(a, s, at, more, ends);
 	group_barrier(); /* nobody needs z any more: h may take its place */
 }
 
-/* A chunk of an item whose columns are not there: its warps only count. */
+/* A chunk of an item in which the warpgroup has no columns: its warps only count. */
 template <int N>
-static __device__ void skip_chunk(const struct segments_params &a, struct segments_memory<N> &s,
-				  const struct group_place &p, const struct segment_view &segment,
+static __device__ void skip_chunk(const struct segments_params &a, struct segments_memory<N> &s, const struct item &item,
 				  const struct progress &at, int n)
 {
-	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
-	const bool more = n + 1 < segment.chunks;
+	struct group_memory<N> &m = own_memory(s);
+	const bool more = n + 1 < item.segment.chunks, ends = !more && item.last;
 
 	if (group_thread() == 0) {
-		look_ahead(a, m, segment, at, n);
-		fetch_ahead(a, m, p, at, more);
+		look_ahead(a, m, at, n);
+		if (!ends)
+			fetch_ahead(a, m, at, more);
 	}
-	mbarrier_wait(&s.c_full, at.done_chunks % 2);
-	mbarrier_wait(&s.b_full, at.done_chunks % 2);
+	mbarrier_wait(&s.c_full, at.chunks % 2);
+	mbarrier_wait(&s.b_full, at.chunks % 2);
 	group_barrier();
-	release_c(a, s, p, at, more);
-	release_b(a, s, p, at, more);
+	release_c(a, s, at, more, ends);
+	release_b(a, s, at, more, ends);
 }
 
-/* One item: a warpgroup's columns of a segment. */
+/* One item, from its first chunk to its last. */
 template <int N>
 static __device__ void run_item(const struct segments_params &a, struct segments_memory<N> &s, struct progress &at)
 {
-	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
-	const struct group_place p = place_of(a.layout, at.item % at.blocks);
-	const struct segment_view &segment = m.segments[at.done_items % 2];
-	const bool active = uniform(is_there(p));
+	struct group_memory<N> &m = own_memory(s);
+	const struct item &item = m.items[at.items % 2];
+	const bool active = item.column >= 0;
 	float h[N / 2];
 
 	if (active) {
-		mbarrier_wait(&m.state_full, at.used_states++ % 2);
+		mbarrier_wait(&m.state_full, at.own_items++ % 2);
 		load_h<N>(m.state, h);
 		copy_h<N>(h, m.h);
 	}
 	group_barrier(); /* the state is in registers, its copy is there */
-	for (int n = 0; n < segment.chunks; n++, at.done_chunks++) {
+	for (int n = 0; n < item.segment.chunks; n++, at.chunks++) {
 		if (!active) {
-			skip_chunk(a, s, p, segment, at, n);
+			skip_chunk(a, s, item, at, n);
 			continue;
 		}
-		run_chunk(a, s, p, segment, at, n, h);
-		at.used_chunks++;
-		if (n + 1 == segment.kept_chunks)
-			store_h<N>(state_of(a, segment, 0) + (size_t)column_of(p) * N, h);
-		if (n + 1 < segment.chunks) {
+		run_chunk(a, s, item, at, n, h);
+		at.own_chunks++;
+		if (n + 1 == item.segment.kept_chunks)
+			store_h<N>(state_of(a, item.segment, 0) + (size_t)item.column * N, h);
+		if (n + 1 < item.segment.chunks) {
 			copy_h<N>(h, m.h);
 			group_barrier();
 		}
 	}
-	at.done_items++;
+	at.items++;
 }
 
 template <int N> static __device__ void set_barriers(struct segments_memory<N> &s)
@@ -609,25 +609,25 @@ template <int N> static __device__ void set_barriers(struct segments_memory<N> &
 
 /* Start the copies that a block's first chunk waits for. */
 template <int N>
-static __device__ void begin(const struct segments_params &a, struct segments_memory<N> &s, const struct progress &at)
+static __device__ void begin(const struct segments_params &a, struct segments_memory<N> &s)
 {
-	struct group_memory<N> &m = s.group[threadIdx.x / GROUP_THREADS];
-	const struct group_place p = place_of(a.layout, at.item % at.blocks);
+	struct group_memory<N> &m = own_memory(s);
+	struct item &item = m.items[0];
 
 	if (threadIdx.x == 0)
 		set_barriers(s);
 	if (group_thread() == 0) {
-		m.segments[0] = a.batch->segments[at.item / at.blocks];
-		m.views[0] = a.batch->chunks[m.segments[0].chunk];
+		find_item(a, 0, item);
+		m.views[0] = a.batch->chunks[item.segment.chunk];
 	}
 	__syncthreads();
 	if (threadIdx.x == 0) {
-		fetch_c(a, s, p, m.views[0]);
-		fetch_b(a, s, p, m.views[0]);
+		fetch_c(a, s, item, m.views[0]);
+		fetch_b(a, s, item, m.views[0]);
 	}
-	if (group_thread() == 0 && is_there(p)) {
-		fetch_state(a, m, m.segments[0], column_of(p));
-		fetch_raw(a, m, m.views[0], column_of(p), true);
+	if (group_thread() == 0 && item.column >= 0) {
+		fetch_state(a, m, item);
+		fetch_raw(a, m, m.views[0], item.column, true);
 	}
 }
 
@@ -639,14 +639,14 @@ static __global__ void __launch_bounds__(GROUPS *GROUP_THREADS, 1) ssd_segments(
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 	extern __shared__ __align__(128) char shared[];
 	struct segments_memory<N> &s = *(struct segments_memory<N> *)shared;
-	struct progress at = { .item = (int)blockIdx.x, .blocks = a.layout.groups * blocks_of_group(a.layout) };
+	struct progress at = { 0, 0, 0, 0 };
 
-	at.items = uniform(a.batch->n_segments) * at.blocks;
-	if (at.item >= at.items)
+	if (blockIdx.x >= a.batch->n_segments * a.layout.groups * blocks_of_group(a.layout))
 		return;
-	begin(a, s, at);
-	for (; at.item < at.items; at.item += gridDim.x)
+	begin(a, s);
+	do
 		run_item(a, s, at);
+	while (!own_memory(s).items[(at.items - 1) % 2].last);
 #endif
 }
 
