@@ -62,8 +62,8 @@ template <int N> struct __align__(128) segments_memory {
 	float scores[CHUNK_TILES * SCORE_TILE];
 	float steps[GROUPS * STEP_PLANES * CHUNK_ROWS];
 	struct group_memory<N> group[GROUPS];
-	uint64_t c_full, b_full; /* c with scores and steps; b */
-	unsigned c_done, b_done; /* warps that do not need them any more */
+	uint64_t c_full, b_full; /* c; b with scores and steps */
+	uint64_t c_done, b_done; /* no warp needs them any more */
 };
 
 static __host__ __device__ int blocks_of_group(const struct layout &l)
@@ -106,40 +106,29 @@ static __device__ int uniform(int n)
 	return __shfl_sync(0xffffffff, n, 0);
 }
 
-/* Whether the warp is the last of the block to come here, this time round; by one of its lanes. */
-static __device__ bool is_last_warp(unsigned *count)
-{
-	unsigned before;
-
-	asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;"
-		     : "=r"(before)
-		     : "r"(shared_address(count)), "n"(WARPS - 1)
-		     : "memory");
-	return before == WARPS - 1;
-}
-
-/* C, scores and steps of a chunk; by one thread. */
+/* C of a chunk; by one thread. */
 template <int N>
 static __device__ void fetch_c(const struct chunk_params &a, struct segments_memory<N> &s, const struct item &item,
 			       const struct chunk_view &k)
 {
-	int edge = edge_of(k), c = edge * 16 * N * (int)sizeof(bfloat16), scores = tiles_of(edge) * SCORE_TILE * 4;
-	int steps = item.heads * edge * 16 * STEP_PLANES * 4;
+	int bytes = edge_of(k) * 16 * N * (int)sizeof(bfloat16);
 
-	mbarrier_expect(&s.c_full, c + scores + steps);
-	bulk_copy(s.c, bc_of(a, k, item.group, 1), c, &s.c_full);
-	bulk_copy(s.scores, scores_of(a, k, item.group), scores, &s.c_full);
-	bulk_copy(s.steps, steps_of(a, k, item.first_head), steps, &s.c_full);
+	mbarrier_expect(&s.c_full, bytes);
+	bulk_copy(s.c, bc_of(a, k, item.group, 1), bytes, &s.c_full);
 }
 
+/* B, scores and steps; likewise. */
 template <int N>
 static __device__ void fetch_b(const struct chunk_params &a, struct segments_memory<N> &s, const struct item &item,
 			       const struct chunk_view &k)
 {
-	int bytes = edge_of(k) * 16 * N * (int)sizeof(bfloat16);
+	int edge = edge_of(k), b = edge * 16 * N * (int)sizeof(bfloat16), scores = tiles_of(edge) * SCORE_TILE * 4;
+	int steps = item.heads * edge * 16 * STEP_PLANES * 4;
 
-	mbarrier_expect(&s.b_full, bytes);
-	bulk_copy(s.b, bc_of(a, k, item.group, 0), bytes, &s.b_full);
+	mbarrier_expect(&s.b_full, b + scores + steps);
+	bulk_copy(s.scores, scores_of(a, k, item.group), scores, &s.b_full);
+	bulk_copy(s.steps, steps_of(a, k, item.first_head), steps, &s.b_full);
+	bulk_copy(s.b, bc_of(a, k, item.group, 0), b, &s.b_full);
 }
 
 /* The states that an item begins with; by one thread. */
@@ -271,7 +260,6 @@ static __device__ void start_scores(const float *scores, const float *since, flo
 			m = masked_tile(scores, since, source, d, i, j);
 		left[j][0] = m.x, left[j][1] = m.y, left[j][2] = m.z, left[j][3] = m.w;
 	}
-	warpgroup_wait<0>();
 #pragma unroll
 	for (int t = 0; t < 8; t++) {
 		y[4 * t] *= low;
@@ -477,19 +465,21 @@ static __device__ void fetch_ahead(const struct segments_params &a, struct group
 		fetch_raw(a, m, next_view(m, at), item.column, !more);
 }
 
-/* The warp does not need c, scores and steps any more; the last one fetches the next chunk's. */
+/* The warp does not need c any more; the last one fetches the next chunk's.  ends: there is no next chunk. */
 template <int N>
 static __device__ void release_c(const struct chunk_params &a, struct segments_memory<N> &s, const struct progress &at,
 				 bool more, bool ends)
 {
 	const struct group_memory<N> &m = own_memory(s);
 
-	__syncwarp();
-	if (threadIdx.x % 32 == 0 && !ends && is_last_warp(&s.c_done))
+	if (threadIdx.x % 32 == 0 && mbarrier_arrive_last(&s.c_done) && !ends) {
+		mbarrier_wait(&s.c_done, at.chunks % 2);
 		fetch_c(a, s, next_item(m, at, more), next_view(m, at));
+	}
+	__syncwarp();
 }
 
-/* Likewise b. */
+/* Likewise b, scores and steps. */
 template <int N>
 static __device__ void release_b(const struct chunk_params &a, struct segments_memory<N> &s, const struct progress &at,
 				 bool more, bool ends)
@@ -497,8 +487,11 @@ static __device__ void release_b(const struct chunk_params &a, struct segments_m
 	const struct group_memory<N> &m = own_memory(s);
 
 	__syncwarp();
-	if (threadIdx.x % 32 == 0 && !ends && is_last_warp(&s.b_done))
+	if (threadIdx.x % 32 == 0 && mbarrier_arrive_last(&s.b_done) && !ends) {
+		mbarrier_wait(&s.b_done, at.chunks % 2);
 		fetch_b(a, s, next_item(m, at, more), next_view(m, at));
+	}
+	__syncwarp();
 }
 
 /* One chunk, by a warpgroup that has columns; h comes and goes in registers and as a copy. */
@@ -518,22 +511,22 @@ static __device__ void run_chunk(const struct segments_params &a, struct segment
 	start_y<N>(s.c, m.h, y);
 	mbarrier_wait(&m.raw_full, use);
 	convolve_x(a, m, item.segment, item.column, n, k.rows);
-	group_barrier(); /* x is there */
-	if (first) /* of the warp with the fewest scores */
+	warpgroup_wait<0>();
+	group_barrier(); /* x is there; nobody needs h's copy any more: z may take its place */
+	if (first) {
+		fetch_z(a, m, k, item.column, n == 0);
 		look_ahead(a, m, at, n);
+	}
 	__syncwarp();
+	mbarrier_wait(&s.b_full, parity);
 	start_scores(s.scores, steps, item.d, m.x, edge, y);
 	weigh_x(m.x, steps + STEP_WEIGHT * 16 * edge, edge, left);
 	decay = steps[STEP_REACH * 16 * edge + k.rows - 1];
 	warpgroup_wait<0>();
-	group_barrier(); /* nobody needs h's copy or x any more: z and raw may take their places */
-	if (first) {
-		fetch_z(a, m, k, item.column, n == 0);
-		if (!ends)
-			fetch_ahead(a, m, at, more);
-	}
+	group_barrier(); /* nobody needs x any more: raw may take its place; what comes next is known */
+	if (first && !ends)
+		fetch_ahead(a, m, at, more);
 	release_c(a, s, at, more, ends);
-	mbarrier_wait(&s.b_full, parity);
 	start_h<N>(s.b, left, decay, edge, h);
 	mbarrier_wait(&m.z_full, use);
 	finish_y(a, m, item.column, k, y);
@@ -598,7 +591,8 @@ template <int N> static __device__ void set_barriers(struct segments_memory<N> &
 {
 	mbarrier_init(&s.c_full, 1);
 	mbarrier_init(&s.b_full, 1);
-	s.c_done = s.b_done = 0;
+	mbarrier_init(&s.c_done, WARPS);
+	mbarrier_init(&s.b_done, WARPS);
 	for (int i = 0; i < GROUPS; i++) {
 		mbarrier_init(&s.group[i].state_full, 1);
 		mbarrier_init(&s.group[i].raw_full, 1);

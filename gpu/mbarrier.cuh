@@ -23,6 +23,22 @@ static __device__ inline void mbarrier_arrive(uint64_t *barrier)
 	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+/* Arrive, and say whether that was the last of the phase's arrivals. */
+static __device__ inline bool mbarrier_arrive_last(uint64_t *barrier)
+{
+	unsigned left;
+
+	asm volatile("{\n"
+		     ".reg .b64 state;\n"
+		     "mbarrier.arrive.shared::cta.b64 state, [%1];\n"
+		     "mbarrier.pending_count.b64 %0, state;\n"
+		     "}"
+		     : "=r"(left)
+		     : "r"(shared_address(barrier))
+		     : "memory");
+	return left == 1;
+}
+
 /* Arrive when the copies that the thread has started with cp.async are done. */
 static __device__ inline void mbarrier_arrive_behind_copies(uint64_t *barrier)
 {
