@@ -1,6 +1,10 @@
 #!/bin/sh
 # Every check of the CUDA back end, on a machine with an NVIDIA GPU: the unit tests, the daemon end to end, errors beside
-# those of transformers, the memory checker, and last the benchmarks.  Runs the programs of ./build, or of the folder in
+# those of transformers, the memory checker, and last the benchmarks; or those of them that are named:
+#
+#	tests/gpu/run.sh [units] [e2e] [peers] [sanitizers] [table]
+#
+# Runs the programs of ./build, or of the folder in
 # MAMBA2D_BUILD, which "make && make tests/check_cuda tests/bench_forward" leaves there.  What the machine has not (pytest
 # with pyzmq, msgpack and NumPy; PyTorch with transformers; compute-sanitizer) is skipped, and said.  Ends with the line
 # "stages: N passed, N failed, N skipped"; exit status 0 if none failed, 77 without a GPU.
@@ -60,27 +64,43 @@ if [ "$status" = 77 ]; then
 	cat "$log"
 	exit 77
 fi
-stage "unit tests" "$check"
-if python3 -c 'import pytest, zmq, msgpack, numpy' 2>/dev/null; then
-	stage "end to end" end_to_end
-else
-	skip "end to end" "python3 has no pytest, zmq, msgpack or numpy"
+asked=" ${*:-units e2e peers sanitizers table} "
+
+asked() {
+	case $asked in *" $1 "*) ;; *) return 1 ;; esac
+}
+
+if asked units; then
+	stage "unit tests" "$check"
 fi
-if python3 -c 'import torch, transformers, safetensors' 2>/dev/null; then
-	stage "bfloat16 beside transformers" tests/bench_peers.py "$MAMBA2D_BUILD" --skip times --skip ssd
-else
-	skip "bfloat16 beside transformers" "python3 has no torch, transformers or safetensors"
+if asked e2e; then
+	if python3 -c 'import pytest, zmq, msgpack, numpy' 2>/dev/null; then
+		stage "end to end" end_to_end
+	else
+		skip "end to end" "python3 has no pytest, zmq, msgpack or numpy"
+	fi
 fi
-if command -v compute-sanitizer >/dev/null && command -v nvcc >/dev/null; then
-	nvcc -std=c++17 -shared -Xcompiler -fPIC -o "$plain" tests/gpu/plain_products.cu
-	for tool in memcheck racecheck initcheck; do
-		stage "$tool" sanitize "$tool"
-	done
-else
-	skip "compute-sanitizer" "not installed, or no nvcc for products that it gets along with"
+if asked peers; then
+	if python3 -c 'import torch, transformers, safetensors' 2>/dev/null; then
+		stage "bfloat16 beside transformers" tests/bench_peers.py "$MAMBA2D_BUILD" --skip times --skip ssd
+	else
+		skip "bfloat16 beside transformers" "python3 has no torch, transformers or safetensors"
+	fi
 fi
-echo
-tests/bench_table.py --device cuda "$MAMBA2D_BUILD/tests/bench_forward"
+if asked sanitizers; then
+	if command -v compute-sanitizer >/dev/null && command -v nvcc >/dev/null; then
+		nvcc -std=c++17 -shared -Xcompiler -fPIC -o "$plain" tests/gpu/plain_products.cu
+		for tool in memcheck racecheck initcheck; do
+			stage "$tool" sanitize "$tool"
+		done
+	else
+		skip "compute-sanitizer" "not installed, or no nvcc for products that it gets along with"
+	fi
+fi
+if asked table; then
+	echo
+	tests/bench_table.py --device cuda "$MAMBA2D_BUILD/tests/bench_forward"
+fi
 echo
 echo "stages: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
