@@ -15,5 +15,7 @@ find "$build" -name '*.gcda' -delete
 	[ -f Makefile ] || ../../configure -q --without-cuda CFLAGS="-Og -g --coverage"
 	make -s -j "$(nproc)" all check
 ) >"$build.log" 2>&1 || { tail -n 50 "$build.log"; exit 1; }
-MAMBA2D_BUILD=$PWD/$build PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 -m pytest -q -m "not native" tests/e2e "$@" || true
+export MAMBA2D_BUILD="$PWD/$build" PYTHONDONTWRITEBYTECODE=1
+/usr/bin/python3 -m pytest -q -m "not native" tests/e2e "$@" || true
+/usr/bin/python3 -m pytest -q tests/e2e/test_calls_fail.py tests/e2e/test_scarcity.py "$@" || true # not for sanitizers
 /usr/bin/python3 tests/coverage.py "$build"

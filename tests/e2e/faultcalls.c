@@ -12,6 +12,7 @@
 #include <link.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +35,7 @@ static struct plan *plan;
 static uintptr_t begin, end;         /* of the program's own code */
 static uintptr_t sites[SITES_MAX];
 static atomic_flag locked = ATOMIC_FLAG_INIT;
+static atomic_bool over;             /* main has returned: what a coverage build still does is no site */
 
 /* The program itself comes first. */
 static int find_program(struct dl_phdr_info *info, size_t size, void *arg)
@@ -63,6 +65,11 @@ __attribute__((constructor)) static void prepare(void)
 	plan = mapped;
 }
 
+static void finish(void)
+{
+	over = true;
+}
+
 /* Is this the first call from its site, and the site the one at which it fails? */
 static int fails(const void *from, const char *call)
 {
@@ -70,13 +77,15 @@ static int fails(const void *from, const char *call)
 	uint32_t i = 0;
 	int failed = 0;
 
-	if (!plan || site < begin || site >= end)
+	if (!plan || over || site < begin || site >= end)
 		return 0;
 	while (atomic_flag_test_and_set(&locked))
 		;
 	while (i < plan->n && sites[i] != site)
 		i++;
 	if (i == plan->n && i < SITES_MAX) {
+		if (!i)
+			atexit(finish);
 		sites[i] = site;
 		failed = ++plan->n == plan->site;
 	}

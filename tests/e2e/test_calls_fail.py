@@ -51,6 +51,7 @@ class Calls:
         self.arm(0)
         attempt()
         sites = self.sites()
+        assert sites
         for site in range(1, sites + 1):
             self.arm(site)
             try:
@@ -156,11 +157,11 @@ PROGRAMS = {
     "status": ([MAMBA2CTL, "status", "--control", "TCP-CONTROL", "KEYS"], None),
     "export": ([MAMBA2CTL, "export", "--control", "CONTROL", "there", "FOLDER/exported"], "exported"),
     "import": ([MAMBA2CTL, "import", "--control", "CONTROL", "FOLDER/state", "new"], None),
-    "top": ([MAMBA2CTL, "top", "--control", "CONTROL", "--json", "--count", "2", "--interval", "0.01"], None),
+    "top": ([MAMBA2CTL, "top", "--control", "CONTROL", "--json", "--count", "2", "--interval", "0.05"], None),
 }
 
 
-def finished(calls, status, told, out):
+def finished(status, told, out):
     """Did the program do what it was to do?  If not it says why, and leaves nothing half done."""
     if status == 0:
         assert out is None or out.exists()
@@ -202,7 +203,7 @@ def test_programs(secured, calls, golden, tmp_path, name):
         daemon.ask("close", stream=b"new")
         result = subprocess.run(command, env={**os.environ, **calls.environment}, capture_output=True, text=True,
                                 timeout=60)
-        if finished(calls, result.returncode, result.stderr, out) and name == "encode":
+        if finished(result.returncode, result.stderr, out) and name == "encode":
             assert same_bytes(np.load(out), want)
         if result.returncode == 0 and name == "export":
             assert out.read_bytes() == state
@@ -227,7 +228,7 @@ def test_recv(calls, short_path, tmp_path):
             published.closed(b"s", 100)
             told = process.communicate(timeout=60)[1]
         published.context.destroy(0)
-        if finished(calls, process.returncode, told, out):
+        if finished(process.returncode, told, out):
             assert same_bytes(np.load(out), rows)
 
     calls.each(attempt)
