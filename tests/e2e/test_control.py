@@ -63,6 +63,14 @@ def test_close_and_reset(daemon, rows):
                                       msgpack.packb({"v": 1}), msgpack.packb({"v": 1, "cmd": "explode"}),
                                       msgpack.packb({"v": 2, "cmd": "status"}), msgpack.packb({"v": 1, "cmd": 3}),
                                       msgpack.packb({"v": 1, "cmd": "close"}), b"x" * 100000,
+                                      *(msgpack.packb({"v": 1, "cmd": cmd, **arguments}) for cmd, arguments in (
+                                          ("streams", {"prefix": 3}), ("reset", {"stream": 3}), ("reset", {}),
+                                          ("reset", {"stream": b"nobody"}), ("close", {"stream": None}),
+                                          ("export", {}), ("export", {"stream": b""}), ("export", {"stream": 7}),
+                                          ("export", {"stream": b"x" * 256}), ("fork", {"stream": b"s"}),
+                                          ("fork", {"stream": b"s", "to": b""}), ("import", {}),
+                                          ("import", {"state": b"x", "stream": 3}), ("import", {"state": b"x"}),
+                                          ("import", {"state": 3}), ("snapshot", {}))),
                                       msgpack.packb({"v": 1, "cmd": "close", "stream": b"nobody"})])
 def test_bad_requests_are_answered(daemon, request_):
     with daemon.context.socket(zmq.DEALER) as socket:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 
+import msgpack
 import numpy as np
 import pytest
 import zmq
@@ -76,10 +77,14 @@ def test_encode_refuses_what_it_cannot_read_and_leaves_no_file(golden, npy, tmp_
     nan = want.rows.copy()
     nan[40, 3] = np.nan
     (tmp_path / "text.npy").write_text("rows")
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00\xff\x0f{'descr': '<f4'")
     (tmp_path / "cut.npy").write_bytes(npy(want.rows).read_bytes()[:-5])
     bad = [npy(want.rows[:, :-1], "columns.npy"), npy(want.rows.astype(complex), "complex.npy"), npy(nan, "nan.npy"),
            npy(want.rows[None], "three.npy"), npy(np.asfortranarray(want.rows), "fortran.npy"),
-           tmp_path / "text.npy", tmp_path / "cut.npy", tmp_path / "none.npy", tmp_path]
+           npy(np.zeros((3, 4), np.int32), "ids.npy"), npy(np.array([3, -1]), "below.npy"),
+           tmp_path / "text.npy", tmp_path / "cut.npy", tmp_path / "none.npy", tmp_path / "empty.npy",
+           tmp_path / "header.npy", tmp_path]
     for path in bad:
         assert path.name in ctl("encode", "--model", want.folder, path, out, status=1).stderr
         assert not out.exists()
@@ -88,12 +93,36 @@ def test_encode_refuses_what_it_cannot_read_and_leaves_no_file(golden, npy, tmp_
     assert not out.exists()
     ctl("encode", "--model", tmp_path, npy(want.rows), out, status=1)
     ctl("encode", "--model", want.folder, npy(want.rows), tmp_path / "no" / "out.npy", status=1)
+    ctl("encode", "--model", want.folder, npy(want.rows), "x" * 5000, status=1)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_encode_reads_every_version_of_the_format(golden, tmp_path, version):
+    want = golden(CASE)
+    with open(tmp_path / "in.npy", "wb") as file:
+        np.lib.format.write_array(file, want.rows, version)
+    ctl("encode", "--model", want.folder, "--device", "cpu", tmp_path / "in.npy", tmp_path / "out.npy")
+    assert relative_error(np.load(tmp_path / "out.npy"), want.hidden["final"]) <= 1e-5
+
+
+def test_encode_shows_on_a_terminal_how_far_it_is(golden, npy, tmp_path):
+    master, slave = pty.openpty()
+    rows = golden(CASE).rows
+    subprocess.run([MAMBA2CTL, "encode", "--model", golden(CASE).folder, npy(rows), tmp_path / "out.npy"],
+                   stderr=slave, check=True, timeout=60)
+    os.close(slave)
+    assert f"{len(rows)}/{len(rows)} rows" in os.read(master, 65536).decode()
+    os.close(master)
 
 
 def test_wrong_usage():
     for arguments in ([], ["explode"], ["encode"], ["encode", "--model", "x", "in.npy"], ["encode", "--window", "0"],
                       ["send", "stream"], ["recv", "--count", "x"], ["recv", "-o", "out.npy"], ["status", "x"],
-                      ["close"], ["top", "--interval", "0"], ["top", "--count", "x"]):
+                      ["close"], ["top", "--interval", "0"], ["top", "--count", "x"], ["top", "a", "b"],
+                      ["top", "x" * 256], ["recv", "x" * 256], ["recv", "a", "b"], ["send", "x" * 256, "in.npy"],
+                      ["close", "x" * 256], ["keygen"], ["encode", "--threads", "2000"],
+                      ["encode", "--precision", "float16"],
+                      *([command, "--colour"] for command in ("encode", "keygen", "send", "recv", "top", "status"))):
         ctl(*arguments, status=2)
     assert "encode" in ctl("--help").stdout
     assert ctl("--version").stdout
@@ -115,6 +144,28 @@ def test_status_and_streams(daemon, golden):
 
 def test_status_without_a_daemon(short_path):
     ctl("status", "--control", f"ipc://{short_path}/nobody", status=3)
+
+
+def test_where_a_daemon_is_looked_for(tmp_path):
+    """Where nobody says: in a folder of this user's, and in no other's."""
+    (tmp_path / "file").touch()
+    told = subprocess.run([MAMBA2CTL, "status"], env={"RUNTIME_DIRECTORY": str(tmp_path / "file")}, text=True,
+                          capture_output=True)
+    assert told.returncode == 3 and f"{tmp_path}/file: is not a folder of this user" in told.stderr
+    for environment, expected in ({"XDG_RUNTIME_DIR": str(tmp_path)}, f"{tmp_path}/mamba2d"), ({}, "/tmp/mamba2d-65534"):
+        told = subprocess.run(["unshare", "--user", MAMBA2CTL, "status"], env={**environment, "PATH": os.environ["PATH"]},
+                              text=True, capture_output=True)
+        if "unshare:" in told.stderr:
+            pytest.skip("no user namespaces here")
+        assert told.returncode == 3 and expected in told.stderr
+    if os.geteuid() == 0:
+        told = subprocess.run([MAMBA2CTL, "status"], env={}, text=True, capture_output=True)
+        assert told.returncode in (0, 3) and (told.returncode == 0 or "/run/mamba2d" in told.stderr)
+
+
+def test_import_of_what_is_no_file(daemon, tmp_path):
+    for path in tmp_path, tmp_path / "none":
+        assert str(path) in ctl("import", "--control", daemon.control, path, status=2).stderr
 
 
 def test_reset_and_close(daemon, golden):
@@ -194,12 +245,16 @@ class Published:
         self.address = f"ipc://{short_path}/pub"
         self.socket.bind(self.address)
 
-    def hidden(self, stream, pos, rows, epoch=0):
-        header = {"v": 1, "type": "hidden", "epoch": epoch, "pos": pos, "shape": rows.shape, "dtype": "float32"}
+    def hidden(self, stream, pos, rows, epoch=0, **more):
+        header = {"v": 1, "type": "hidden", "epoch": epoch, "pos": pos, "shape": rows.shape, "dtype": "float32", **more}
         self.socket.send_multipart([stream, pack(header), rows.tobytes()])
 
     def closed(self, stream, pos):
-        self.socket.send_multipart([stream, pack({"v": 1, "type": "event", "event": "closed", "epoch": 0, "pos": pos})])
+        self.event(stream, "closed", pos)
+
+    def event(self, stream, event, pos, **header):
+        header = {"v": 1, "type": "event", "event": event, "epoch": 0, "pos": pos, **header}
+        self.socket.send_multipart([stream, pack(header)])
 
     def recv(self, out, stream, say, status):
         """What `mamba2ctl recv -o` makes of it: stdout and stderr."""
@@ -260,6 +315,34 @@ def test_recv_ends_where_the_stream_begins_anew(published, rows, tmp_path):
         published.hidden(b"s", 0, rows[50:], epoch=1)
     told = published.recv(tmp_path / "out.npy", "s", say, status=1)
     assert same_bytes(np.load(tmp_path / "out.npy"), rows[:30]) and "began anew" in told[1]
+
+
+@pytest.mark.parametrize("wrong", ["columns", "frames", "name", "folder"])
+def test_recv_of_what_cannot_be_kept(published, rows, tmp_path, wrong):
+    """It says so, and leaves no file."""
+    out = {"name": "x" * 5000, "folder": tmp_path / "no" / "out.npy"}.get(wrong, tmp_path / "out.npy")
+
+    def say():
+        published.hidden(b"s", 0, rows[:10])
+        if wrong == "columns":
+            published.hidden(b"s", 10, rows[10:20, :3])
+        if wrong == "frames":
+            published.socket.send_multipart([b"s", b"a", b"b", b"c"])
+        published.closed(b"s", 10)
+    assert "mamba2ctl recv: " in published.recv(out, "s", say, status=1)[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_recv_prints_events_and_layers(published, rows):
+    with subprocess.Popen([MAMBA2CTL, "recv", "--publish", published.address, "--count", "8", "s"], text=True,
+                          stdout=subprocess.PIPE) as process:
+        assert published.socket.poll(60000)
+        published.event(b"s", "reset", 0, message="rows 3 to 4 are missing")
+        published.hidden(b"s", 0, rows[:8], layer=1)
+        published.hidden(b"s", 0, rows[:8])
+        lines = process.communicate(timeout=60)[0].splitlines()
+    assert "pos 0 event reset rows 3 to 4 are missing" in lines[0]
+    assert lines[1].endswith("pos 0 rows 8 layer 1") and lines[2].endswith("pos 0 rows 8")
 
 
 # --- top, help, completion -------------------------------------------------------------------------------------------
@@ -341,6 +424,59 @@ def test_top_goes_on_after_a_restart(daemons):
                 pass
         assert process.wait(60) == 0
     os.close(master)
+
+
+OTHERS = {
+    # what another program than this version's daemon may answer: (command, key, value)
+    "no uptime": ("metrics", "mamba2d_uptime_seconds", "long"),
+    "no latencies": ("metrics", "mamba2d_window_latency_seconds", "low"),
+    "no buckets": ("metrics", "mamba2d_window_latency_seconds", {"le": [], "count": []}),
+    "no window": ("status", "window", b"x"),
+    "no streams": ("streams", "streams", "many"),
+    "other streams": ("streams", "streams", [{"stream": b"s", "next": "soon"}]),
+    "refused": ("status", "ok", False),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_top_of_another_daemon(daemon, golden, short_path, other):
+    """What cannot be read is said or left out."""
+    Peer(daemon).encode(golden(CASE).rows)
+    command, key, value = OTHERS[other]
+    answers = {cmd: daemon.ask(cmd) for cmd in ("metrics", "status", "streams")}
+    answers["metrics"]["mamba2d_uptime_seconds"] = 0
+    answers[command][key] = value
+
+    def serve(stop):
+        with daemon.context.socket(zmq.ROUTER) as socket:
+            socket.bind(f"ipc://{short_path}/control")
+            while not stop.is_set():
+                if socket.poll(10):
+                    *identity, request = socket.recv_multipart()
+                    answer = answers[msgpack.unpackb(request)["cmd"]]
+                    if other == "no buckets":
+                        answers["metrics"]["mamba2d_uptime_seconds"] += 1
+                    socket.send_multipart([*identity, pack(answer)])
+
+    with meanwhile(serve):
+        told = subprocess.run([MAMBA2CTL, "top", "--control", f"ipc://{short_path}/control", "--json", "--count", "1",
+                               "--interval", "0.05"], capture_output=True, text=True, timeout=60)
+    if other == "no buckets":
+        assert told.returncode == 0 and json.loads(told.stdout)["latency_p50_s"] is None
+    else:
+        assert told.returncode in (3, 4) and told.stderr, told
+
+
+def test_an_answer_of_two_frames(short_path, daemon):
+    def serve(stop):
+        with daemon.context.socket(zmq.ROUTER) as socket:
+            socket.bind(f"ipc://{short_path}/control")
+            while not stop.is_set():
+                if socket.poll(10):
+                    socket.send_multipart([*socket.recv_multipart()[:-1], b"two", b"frames"])
+
+    with meanwhile(serve):
+        assert "2 frames" in ctl("status", "--control", f"ipc://{short_path}/control", status=3).stderr
 
 
 def test_help_teaches_every_command():
