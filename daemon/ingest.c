@@ -50,9 +50,6 @@ static int check_payload(const struct server *server, const struct arrival *arri
 	if (dtype_is_float(m->dtype) && m->columns != hidden_size)
 		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "], expected [rows, %zu]",
 				 m->rows, m->columns, hidden_size);
-	if (!dtype_is_float(m->dtype) && m->columns)
-		return error_set(err, REFUSED_BAD_SHAPE,
-				 "shape [%" PRIu64 ", %" PRIu64 "] of token ids, expected [rows]", m->rows, m->columns);
 	if (!dtype_is_float(m->dtype) && !server->model->embeddings.data)
 		return error_set(err, REFUSED_BAD_DTYPE, "dtype %s: the checkpoint has no embeddings for token ids",
 				 dtype_name(m->dtype));
@@ -273,8 +270,6 @@ static int mind_the_gap(struct server *server, struct arrival *arrival, struct s
 	}
 	if (gap_policy(server, arrival) == GAP_SKIP)
 		return 0;
-	if (server->phase != SERVER_SERVING)
-		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
 	if (stream_reset(server, stream, text, ret_life, err))
 		return err->code;
 	(*ret_life)->source_origin = pos;

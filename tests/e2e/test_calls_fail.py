@@ -99,7 +99,7 @@ def use(secured, golden):
     for command, arguments in (("streams", {}), ("reset", {"stream": b"s1"}), ("reload", {}), ("status", {})):
         secured.ask("peer", command, **arguments)
     page = daemon.ask("status")["sockets"].get("metrics")
-    for path in "/", "/metrics", "/status.json":
+    for path in "/", "/metrics", "/status", "/streams":
         try:
             urllib.request.urlopen(f"http://{page}{path}", timeout=60).read()
         except OSError:

@@ -1,4 +1,5 @@
 """Rows that are missing: the three policies, on ROUTER and on SUB, for publishers that bind and that connect."""
+import numpy as np
 import pytest
 
 from harness import Peer, Publisher, Subscriber, same_bytes
@@ -122,6 +123,30 @@ def test_reject(lossy, rows):
     producer.data(b"s", rows[11:], pos=11, end=True)
     assert same_bytes(consumer.hidden(b"s", 0, len(rows)), Peer(daemon).encode(rows))
     assert refusals(daemon) == {"gap": 5}
+
+
+def test_no_reset_for_rows_that_are_refused(lossy, rows):
+    daemon, producer, consumer = lossy(**{"streams.on_gap": "reset"})
+    bad = rows[9:12].copy()
+    bad[2, 5] = np.nan
+    producer.data(b"s", rows[:5], pos=0)
+    producer.data(b"s", bad, pos=9)
+    producer.data(b"s", rows[5:], pos=5, end=True)
+    assert same_bytes(consumer.hidden(b"s", 0, len(rows)), Peer(daemon).encode(rows))
+    assert refusals(daemon) == {"non_finite": 1}
+
+
+def test_a_publisher_that_knows_nothing_of_resets(daemons, address, rows):
+    """Its next epoch has the number that the reset took: it begins anew all the same, in one beyond."""
+    daemon = daemons(CASE, window=WINDOW, **{"sockets.subscribe": ">" + address})
+    publisher, consumer = Publisher(daemon, address, bind=True), Subscriber(daemon)
+    publisher.data(b"s", rows[:5], pos=0, epoch=10)
+    publisher.data(b"s", rows[9:20], pos=9, epoch=10)
+    publisher.data(b"s", rows, pos=0, epoch=11, end=True)
+    consumer.hidden(b"s", 0, 5, epoch=10)
+    assert consumer.take(b"s").event == "reset"
+    consumer.hidden(b"s", 0, 11, epoch=11)
+    assert same_bytes(consumer.hidden(b"s", 0, len(rows), epoch=12), Peer(daemon).encode(rows))
 
 
 def test_a_new_epoch_after_a_reset(lossy, rows):

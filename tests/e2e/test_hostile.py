@@ -7,7 +7,7 @@ import pytest
 import zmq
 
 from attacks import GREETING, Sleeper, Throttle, connect
-from harness import TIMEOUT, Peer, Receiver, data_frames, meanwhile, pack, same_bytes
+from harness import TIMEOUT, Peer, Receiver, Subscriber, data_frames, meanwhile, pack, same_bytes
 from test_security import Secured
 
 CASE, WINDOW = "seed-46032", 8
@@ -101,6 +101,42 @@ def test_a_peer_that_never_reads_its_acks(daemons, rows):
         assert same_bytes(good.encode(rows), want)
     assert daemon.memory() - before < 50 * MIB
     sleeper.close()
+
+
+def test_a_peer_that_never_reads_its_refusals(daemons, rows):
+    """Some are kept for it, the others are lost to it; that is said, and nobody else waits."""
+    daemon = daemons(CASE, window=WINDOW, **{"log.level": "info"})
+    good, sleeper = Peer(daemon), Sleeper(daemon, 1)
+    want = good.encode(rows)
+    before = daemon.memory()
+    deadline = time.monotonic() + TIMEOUT
+    while "refusals are lost to it" not in daemon.log():
+        assert time.monotonic() < deadline
+        for _ in range(1000):
+            sleeper.socket.send_multipart([b"sleeper-0", b"nonsense"])
+        assert same_bytes(good.encode(rows), want)
+    assert daemon.memory() - before < 50 * MIB
+    sleeper.close()
+
+
+def test_a_subscriber_that_never_reads(daemons, rows):
+    """What it misses is counted, and the others miss nothing."""
+    daemon = daemons(CASE, window=1, **{"log.level": "info"})
+    slow = Receiver(daemon, zmq.SUB)
+    for option, value in ((zmq.RCVHWM, 1), (zmq.RCVBUF, 4096), (zmq.SUBSCRIBE, b"")):
+        slow.socket.setsockopt(option, value)
+    slow.socket.connect(daemon.publish)
+    good, subscriber = Peer(daemon), Subscriber(daemon, b"busy")
+    want, many = good.encode(rows), len(rows)
+    turn = 0
+    while not daemon.ask("status")["dropped_messages"]:
+        good.open(b"busy", epoch=turn)
+        good.data(b"busy", rows, epoch=turn, end=True)
+        assert same_bytes(good.hidden(b"busy", 0, many, epoch=turn), want)
+        assert same_bytes(subscriber.hidden(b"busy", 0, many, epoch=turn), want)
+        turn += 1
+    assert "a subscriber is too slow" in daemon.log()
+    slow.close()
 
 
 def test_who_reads_late_is_served_beside_one_who_never_reads(daemons, rows):

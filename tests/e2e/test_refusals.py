@@ -1,4 +1,5 @@
 """Whatever a client may say wrong is refused by name and changes nothing: the stream goes on as if it had not been."""
+import shutil
 import socket
 import tempfile
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from attacks import BAD, CASE, EPOCH, ROW
-from harness import Peer, Publisher, Subscriber, same_bytes
+from harness import Daemon, Peer, Publisher, Subscriber, same_bytes
 
 WINDOW = 8
 BEFORE = 11  # rows before the bad message: a window and a part of one
@@ -167,6 +168,18 @@ def test_a_message_of_more_bytes_than_allowed(daemons, rows):
     good.data(b"good", rows[BEFORE:], end=True)
     assert same_bytes(good.hidden(b"good", 0, len(rows)), good.encode(rows))
     assert b"bad" not in [s["stream"] for s in daemon.ask("streams")["streams"]]
+
+
+def test_token_ids_for_a_model_without_embeddings(golden, tmp_path, rows):
+    shutil.copytree(golden("seed-46032").folder, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b'"embeddings.weight"', b'"unembedded.weight"'))
+    daemon = Daemon(str(tmp_path / "model"), window=WINDOW)
+    peer = Peer(daemon)
+    peer.data(b"s", np.arange(5, dtype=np.int32))
+    peer.refusal(b"s", "bad_dtype")
+    peer.encode(rows)
+    daemon.close()
 
 
 NOISE = {"HTTP": b"GET / HTTP/1.1\r\n\r\n", "ones": b"\xff" * 1000, "zeros": bytes(64), "nothing": b"",

@@ -388,6 +388,18 @@ def test_a_key_that_is_added_comes_in_and_one_that_is_removed_is_cut_off(secured
     assert goes.open(b"goes").next == 5
 
 
+def test_what_is_under_way_when_a_key_is_removed_is_not_taken(secured, rows):
+    goes = secured.peer("goes", "write read")
+    goes.open(b"goes")
+    for i in range(5000):
+        goes.data(b"goes", rows[:1], pos=i)
+    secured.keyring.remove("goes")
+    secured.reload()
+    reached = secured.daemon.ask("streams")["streams"][0]["next"]
+    Peer(secured.daemon).encode(rows)
+    assert secured.daemon.ask("streams", prefix=b"goes")["streams"][0]["next"] == reached
+
+
 def test_replies_end_with_the_right_to_them(secured, rows):
     peer = secured.peer("gate", "write read")
     peer.open(b"s")

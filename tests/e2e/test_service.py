@@ -181,6 +181,36 @@ def test_a_stopped_process_is_not_patted(manager, start):
     manager.wait("WATCHDOG", "1")
 
 
+# A journal of our own where systemd's would be: a folder mounted there, for the daemon alone.
+JOURNAL = """mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && mount --bind "$0" /run/systemd/journal &&
+             JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2) exec "$@\""""
+
+
+def test_the_journal_gets_fields(golden, short_path):
+    """What is logged about a stream says which, and by which code, for journalctl to select by."""
+    os.mkdir(short_path + "/journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(short_path + "/journal/socket")
+        journal.settimeout(TIMEOUT)
+        daemon = Daemon(golden(CASE).folder, window=WINDOW, start=False)
+        daemon.prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", JOURNAL, short_path + "/journal"]
+        try:
+            daemon.start()
+            Peer(daemon).header(b"ward-\xff", type="flush")
+            said = [journal.recv(4096)]
+            while b"refused" not in said[-1]:
+                said.append(journal.recv(4096))
+        except AssertionError:
+            if "unshare" not in daemon.log() and "mount" not in daemon.log():
+                raise
+            pytest.skip("no mount namespaces here")
+        finally:
+            daemon.close()
+    fields = dict(line.split(b"=", 1) for line in said[-1].splitlines())
+    assert fields[b"CODE"] == b"closed" and fields[b"STREAM"] == b"0x776172642dff" and fields[b"PRIORITY"] == b"6"
+    assert fields[b"SYSLOG_IDENTIFIER"] == b"mamba2d" and any(b"MESSAGE=ready" in message for message in said)
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
 @pytest.mark.parametrize("dropin, exposure", [(None, 12), ("gpu.conf", 16)])
 def test_the_units_may_do_little(tmp_path, dropin, exposure):

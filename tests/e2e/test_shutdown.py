@@ -1,10 +1,12 @@
 """SIGTERM and SIGINT: no more input, everything that was accepted is published, exit 0."""
 import signal
+import time
 
 import numpy as np
 import pytest
+import zmq
 
-from harness import Peer, Subscriber, same_bytes
+from harness import TIMEOUT, Peer, Receiver, Subscriber, data_frames, pack, same_bytes
 
 CASE, WINDOW = "eight-groups", 16
 
@@ -85,6 +87,22 @@ def test_drain_refuses_input_and_finishes_what_was_accepted(daemons, rows):
     peer.refusal(b"new", "shutting_down")
     peer.header(b"new", type="open")
     peer.refusal(b"new", "shutting_down")
+
+
+def test_a_peer_that_does_not_take_its_replies(daemons, rows):
+    """It is given the time that there is; then the daemon says what it did not get rid of, and ends all the same."""
+    daemon = daemons(CASE, window=1, shutdown_timeout=0.5, **{"limits.credit_rows": 1 << 30})
+    late = Receiver(daemon, zmq.DEALER)
+    late.socket.setsockopt(zmq.RCVHWM, 1)
+    late.socket.connect(daemon.ingest)
+    late.socket.send_multipart([b"late", pack({"v": 1, "type": "open", "reply": True})])
+    late.socket.send_multipart(data_frames(b"late", np.tile(rows, (2, 1))))
+    deadline = time.monotonic() + TIMEOUT
+    while not daemon.ask("status")["stalls"]:
+        assert time.monotonic() < deadline
+    daemon.terminate()
+    assert daemon.wait() == 1
+    assert "not all that was accepted could be published" in daemon.log()
 
 
 def test_at_rest(daemons):
