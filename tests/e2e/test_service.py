@@ -155,7 +155,7 @@ def test_a_worker_that_a_debugger_stopped_ends_the_pats(golden, manager, start):
     rows, peer = golden(CASE).rows, Peer(daemon)
     want = peer.encode(rows)
     manager.wait("WATCHDOG", "1")
-    with stopped(thread_of(daemon, "worker-starter")):
+    with stopped(thread_of(daemon, "worker")):
         peer.open(b"stuck")
         peer.data(b"stuck", rows, flush=True)
         manager.wait("STATUS", "stuck")
@@ -196,7 +196,9 @@ def test_the_journal_gets_fields(golden, short_path):
         daemon.prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", JOURNAL, short_path + "/journal"]
         try:
             daemon.start()
-            Peer(daemon).header(b"ward-\xff", type="flush")
+            peer = Peer(daemon)
+            peer.header(b"ward-\xff", type="flush")
+            peer.refusal(b"ward-\xff", "closed")
             said = [journal.recv(4096)]
             while b"refused" not in said[-1]:
                 said.append(journal.recv(4096))
