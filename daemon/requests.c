@@ -196,6 +196,8 @@ void requests_copied(struct server *server, struct slot *slot)
 	stream->in_flight--;
 	stream->slot = NULL;
 	slot->stream = NULL;
+	stream_wake(server, stream);
+	stream_settle(server, stream); /* first: the stream may have to make room for the one that is made of it */
 	if (slot->job.error.code) {
 		struct error error = slot->job.error;
 
@@ -204,8 +206,6 @@ void requests_copied(struct server *server, struct slot *slot)
 	} else {
 		serve(server, slot);
 	}
-	stream_wake(server, stream);
-	stream_settle(server, stream);
 }
 
 void requests_read(struct server *server, struct slot *slot)
