@@ -1,6 +1,6 @@
 /*
- * The configuration.  One table names every key with its kind, default, bounds and meaning; reading, overriding and
- * printing walk that table.  The only file that knows libyaml.
+ * The configuration.  One table names every key with its kind, default, bounds and meaning; reading and overriding
+ * walk that table, and so do config_print.c and config_live.c.  The only file that knows libyaml.
  */
 #include "daemon/config.h"
 
@@ -534,87 +534,6 @@ int config_finish(struct config *config, struct error *err)
 						 layers->item[i]);
 	}
 	return 0;
-}
-
-/* A scalar as YAML: plain where that is safe, else in double quotes. */
-static void print_text(const char *text, FILE *file)
-{
-	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/.-";
-
-	if (*text && strspn(text, plain) == strlen(text) && *text != '-') {
-		fputs(text, file);
-		return;
-	}
-	fputc('"', file);
-	for (const char *c = text; *c; c++) {
-		if (*c == '"' || *c == '\\')
-			fputc('\\', file);
-		if ((unsigned char)*c < ' ')
-			fprintf(file, "\\x%02x", (unsigned)*c);
-		else
-			fputc(*c, file);
-	}
-	fputc('"', file);
-}
-
-static void print_value(const struct key *key, const void *field, FILE *file)
-{
-	switch (key->kind) {
-	case KIND_STRING:
-		print_text(*(char *const *)field, file);
-		break;
-	case KIND_STRINGS:
-		fputc('[', file);
-		for (size_t i = 0; i < ((const struct string_list *)field)->n; i++) {
-			fputs(i ? ", " : "", file);
-			print_text(((const struct string_list *)field)->item[i], file);
-		}
-		fputc(']', file);
-		break;
-	case KIND_UINT:
-		if (key->automatic && !*(const uint64_t *)field)
-			fputs("auto", file);
-		else
-			fprintf(file, "%" PRIu64, *(const uint64_t *)field);
-		break;
-	case KIND_SECONDS:
-		fprintf(file, "%.15g", *(const double *)field);
-		break;
-	case KIND_CHOICE:
-		for (const struct choice *c = key->choices; c->name; c++)
-			if (c->value == *(const int *)field)
-				fputs(c->name, file);
-		break;
-	case KIND_MODE:
-		fprintf(file, "%04" PRIo64, *(const uint64_t *)field);
-		break;
-	}
-}
-
-void config_print(const struct config *config, FILE *file)
-{
-	char section[64] = "";
-
-	for (size_t i = 0; i < N_KEYS; i++) {
-		const struct key *key = &config_keys[i];
-		const char *dot = strchr(key->name, '.');
-		int length = dot ? (int)(dot - key->name) : 0;
-		const char *indent = dot ? "  " : "";
-
-		if (strncmp(section, key->name, (size_t)length) || section[length] || !i) {
-			snprintf(section, sizeof section, "%.*s", length, key->name);
-			fprintf(file, length ? "\n%s:\n" : "%s", section);
-		}
-		if (!dot)
-			fputc('\n', file);
-		fprintf(file, "%s# %s", indent, key->help);
-		if (key->kind == KIND_UINT)
-			fprintf(file, "; %" PRIu64 " to %" PRIu64, key->least, key->most);
-		fprintf(file, "%s. Default: %s\n", key->live ? "; live" : "", *key->fallback ? key->fallback : "none");
-		fprintf(file, "%s%s: ", indent, dot ? dot + 1 : key->name);
-		print_value(key, (const char *)config + key->offset, file);
-		fputc('\n', file);
-	}
 }
 
 int config_suits(const struct config *config, const struct model *model, struct error *err)

@@ -1,5 +1,5 @@
 /*
- * The table of configuration keys, for those who walk it: config.c, which reads and prints, and config_live.c.
+ * The table of configuration keys, for those who walk it: config.c, which reads, config_print.c and config_live.c.
  */
 #ifndef DAEMON_CONFIG_KEY_H
 #define DAEMON_CONFIG_KEY_H
