@@ -10,7 +10,7 @@
 static const char shard[] = "{\"x\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
 			    "\"y\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[4,8]}}     "
 			    "12345678";
-static char folder[] = "/tmp/mamba2d-fuzz-XXXXXX";
+static char folder[] = "/dev/shm/mamba2d-index-XXXXXX";
 
 static void write_file(const char *name, const void *head, size_t head_size, const void *data, size_t size)
 {
