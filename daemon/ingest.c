@@ -12,7 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MESSAGES_PER_TURN 256
+#include "daemon/clock.h"
+
+#define TURN_NS 200000u /* a peer with many messages, or costly ones, holds up those whose windows are ready no longer */
 
 /* A message on its way through this file. */
 struct arrival {
@@ -614,9 +616,10 @@ void ingest_waiting(struct server *server)
 
 int ingest_receive(struct server *server, struct endpoint *endpoint, struct error *err)
 {
+	const uint64_t end = clock_ns() + TURN_NS;
 	bool router = endpoint == server->ingest;
 
-	for (int i = 0; i < MESSAGES_PER_TURN; i++) {
+	do {
 		int rc = endpoint_receive(endpoint, &server->message, err);
 
 		server->drained = rc == 0;
@@ -626,6 +629,6 @@ int ingest_receive(struct server *server, struct endpoint *endpoint, struct erro
 		ingest_message(server, router, &server->message);
 		if (!router && !ingest_wants_more(server))
 			return 0;
-	}
+	} while (clock_ns() < end);
 	return 0;
 }

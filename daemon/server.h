@@ -158,7 +158,7 @@ void server_drain(struct server *server, bool stop);
 
 /* --- ingest.c --- */
 
-/* Receive and handle up to some messages.  Errors are the socket's own; peers' mistakes are answered. */
+/* Receive and handle messages for a while.  Errors are the socket's own; peers' mistakes are answered. */
 int ingest_receive(struct server *server, struct endpoint *endpoint, struct error *err);
 
 /* Handle one message, received now or held before. */
