@@ -1,5 +1,5 @@
 /*
- * The daemon's sockets over ZeroMQ: both ends of the straight line.  Nothing here waits but endpoint_poll.
+ * The daemon's sockets over ZeroMQ: both ends of the straight line.  Nothing here waits; that is endpoint_poll.c's.
  *
  * What a multipart message may run into shows at its first frame (a ROUTER's peer gone or full, a subscriber without
  * room): ZeroMQ judges whole messages, so the frames behind an accepted first one always follow it.
@@ -8,15 +8,14 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include <zmq.h>
 
 #include "protocol/connections.h"
+#include "protocol/endpoint_private.h"
 #include "protocol/subscribers.h"
 #include "protocol/tally.h"
 #include "protocol/zap.h"
@@ -31,38 +30,15 @@
 #define KEEPALIVE_COUNT 4
 #define CURVE_BYTES 64             /* that encryption adds to a frame, at most */
 #define SOCKETS_MAX 64             /* of a context; connections do not count */
-#define POLL_MAX 16                /* endpoints and descriptors */
-#define ADDRESS_MAX 320
 #define DISCARD_EVERY 64    /* published messages */
 #define DISCARD_AT_ONCE 4096
-
-struct endpoint_context {
-	void *zmq;
-	bool guarded; /* it has a ZAP handler */
-};
-
-struct endpoint {
-	void *socket;
-	enum endpoint_kind kind;
-	struct endpoint_context *context;
-	int fd;                   /* readable when ZeroMQ has news for the socket, */
-	bool settled;             /* which it says once: nothing waits, unless fd says so, if that is set */
-	bool keyed;               /* peers over TCP must show a key; secret_key is ours, in Z85 */
-	char secret_key[KEY_TEXT];
-	unsigned int ipc_mode;
-	struct tally *missed;     /* of ENDPOINT_PUBLISH */
-	struct connections *connections; /* if it is keyed */
-	struct subscribers *subscribers; /* of ENDPOINT_PUBLISH that is keyed */
-	unsigned int n_published;
-	char address[ADDRESS_MAX];
-};
 
 struct endpoint_storage {
 	zmq_msg_t kept[ENDPOINT_FRAMES_MAX];
 	size_t n_kept;
 };
 
-static int zmq_error(struct error *err, const char *what)
+int endpoint_failed(struct error *err, const char *what)
 {
 	return error_set(err, ERR_SYSTEM, "%s: %s", what, zmq_strerror(errno));
 }
@@ -77,7 +53,7 @@ int endpoint_context_new(int io_threads, struct endpoint_context **ret_context, 
 	context->zmq = zmq_ctx_new();
 	if (!context->zmq || zmq_ctx_set(context->zmq, ZMQ_IO_THREADS, io_threads) != 0
 	    || zmq_ctx_set(context->zmq, ZMQ_MAX_SOCKETS, SOCKETS_MAX) != 0) {
-		status = zmq_error(err, "ZeroMQ context");
+		status = endpoint_failed(err, "ZeroMQ context");
 		endpoint_context_free(context);
 		return status;
 	}
@@ -190,7 +166,7 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 	if (!endpoint->socket || configure(endpoint->socket, options) != 0
 	    || configure_kind(endpoint->socket, kind, endpoint->keyed) != 0
 	    || zmq_getsockopt(endpoint->socket, ZMQ_FD, &endpoint->fd, &fd_size) != 0) {
-		status = zmq_error(err, "ZeroMQ socket");
+		status = endpoint_failed(err, "ZeroMQ socket");
 		endpoint_free(endpoint, 0);
 		return status;
 	}
@@ -285,7 +261,7 @@ int endpoint_attach(struct endpoint *endpoint, const char *address, struct error
 	if (endpoint->kind == ENDPOINT_ZAP)
 		endpoint->context->guarded = true;
 	if (zmq_getsockopt(endpoint->socket, ZMQ_LAST_ENDPOINT, endpoint->address, &size) != 0)
-		return zmq_error(err, address);
+		return endpoint_failed(err, address);
 	return 0;
 }
 
@@ -388,7 +364,7 @@ int endpoint_receive(struct endpoint *endpoint, struct endpoint_message *message
 		zmq_msg_t *frame = kept ? &storage->kept[storage->n_kept] : &beyond;
 
 		if (!receive_frame(endpoint->socket, frame)) {
-			const int status = errno == EAGAIN ? 0 : zmq_error(err, endpoint->address);
+			const int status = errno == EAGAIN ? 0 : endpoint_failed(err, endpoint->address);
 
 			endpoint->settled = status == 0;
 			drop_frames(message);
@@ -599,80 +575,7 @@ int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames
 		status = 0;
 	}
 	if (status != 0)
-		status = zmq_error(err, endpoint->address);
+		status = endpoint_failed(err, endpoint->address);
 	release(&frames[0]);
 	return status;
-}
-
-/* Can something be received?  ZeroMQ is asked where it may have said so already. */
-static int look(struct endpoint *endpoint, bool *ret_ready, struct error *err)
-{
-	size_t size = sizeof(int);
-	int events = 0;
-
-	if (!endpoint->settled && zmq_getsockopt(endpoint->socket, ZMQ_EVENTS, &events, &size) != 0)
-		return zmq_error(err, endpoint->address);
-	*ret_ready = events & ZMQ_POLLIN;
-	endpoint->settled = !*ret_ready && !endpoint->subscribers; /* whose socket is read elsewhere */
-	return 0;
-}
-
-static int look_at_all(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n, bool *ret_any,
-		       struct error *err)
-{
-	*ret_any = false;
-	for (size_t i = 0; i < n; i++) {
-		ready[i] = false;
-		if (wanted[i] && look(endpoints[i], &ready[i], err) != 0)
-			return err->code;
-		*ret_any |= ready[i];
-	}
-	return 0;
-}
-
-static int64_t clock_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-/* Wait for a descriptor, until end_ms; returns how many there are, or negative with errno. */
-static int wait_until(struct pollfd *items, size_t n, int64_t end_ms)
-{
-	const int64_t left = end_ms == INT64_MAX ? -1 : end_ms - clock_ms();
-
-	return poll(items, n, left < 0 && end_ms != INT64_MAX ? 0 : (int)left);
-}
-
-/* Not zmq_poll, which asks all sockets before and after it waits, whether there is news of them or not. */
-int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n_endpoints,
-		  const int *fds, bool *fd_ready, size_t n_fds, int timeout_ms, struct error *err)
-{
-	const int64_t end_ms = timeout_ms < 0 ? INT64_MAX : timeout_ms == 0 ? 0 : clock_ms() + timeout_ms;
-	struct pollfd items[POLL_MAX]; /* a descriptor below 0 never can be read */
-	int n_ready, n_news;
-	bool any;
-
-	assert(n_endpoints + n_fds <= POLL_MAX);
-	for (size_t i = 0; i < n_endpoints; i++)
-		items[i] = (struct pollfd){ .fd = wanted[i] ? endpoints[i]->fd : -1, .events = POLLIN };
-	for (size_t i = 0; i < n_fds; i++)
-		items[n_endpoints + i] = (struct pollfd){ .fd = fds[i], .events = POLLIN };
-	do { /* again where there was nothing but news, which may not be of a message */
-		if (look_at_all(endpoints, wanted, ready, n_endpoints, &any, err) != 0)
-			return err->code;
-		n_ready = wait_until(items, n_endpoints + n_fds, any ? 0 : end_ms);
-		if (n_ready < 0 && errno != EINTR)
-			return error_system(err, "waiting for messages");
-		n_news = 0;
-		for (size_t i = 0; i < n_endpoints && n_ready > 0; i++) {
-			endpoints[i]->settled &= items[i].revents == 0;
-			n_news += items[i].revents != 0;
-		}
-	} while (!any && n_news > 0 && n_news == n_ready);
-	for (size_t i = 0; i < n_fds; i++)
-		fd_ready[i] = n_ready > 0 && items[n_endpoints + i].revents != 0;
-	return 0;
 }
