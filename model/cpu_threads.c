@@ -7,7 +7,6 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
 #include <stdatomic.h>
@@ -29,7 +28,6 @@
 #endif
 
 #define SPINS_BEFORE_SLEEP 4000 /* pauses: about 100 microseconds */
-#define SPINS_BEFORE_YIELD 2000
 
 /* The tasks that are one thread's own. */
 struct range {
@@ -40,7 +38,8 @@ struct range {
 struct cpu_threads {
 	alignas(64) atomic_uint phase; /* odd: open */
 	atomic_uint sleepers;
-	alignas(64) atomic_uint inside; /* threads that may be running tasks, without the caller */
+	alignas(64) atomic_uint inside; /* threads that may be running tasks, without the caller, */
+	atomic_bool awaited;            /* who sleeps until they are out */
 	alignas(64) cpu_task *task;     /* of the open phase, as are arg and ranges */
 	void *arg;
 	struct range *ranges; /* [count] */
@@ -122,9 +121,26 @@ static void *help(void *arg)
 		atomic_fetch_add(&threads->inside, 1);
 		if (atomic_load(&threads->phase) == phase)
 			take_tasks(threads, helper->number);
-		atomic_fetch_sub(&threads->inside, 1);
+		if (atomic_fetch_sub(&threads->inside, 1) == 1 && atomic_load(&threads->awaited))
+			futex(&threads->inside, FUTEX_WAKE, 1);
 	}
 	return NULL;
+}
+
+/* Wait until no other thread is inside.  One that lost its CPU in a task may get this one's: so sleep, not yield. */
+static void wait_for_others(struct cpu_threads *threads)
+{
+	unsigned inside;
+
+	for (int i = 0; i < SPINS_BEFORE_SLEEP; i++) {
+		if (atomic_load(&threads->inside) == 0)
+			return;
+		pause_cpu();
+	}
+	atomic_store(&threads->awaited, true);
+	while ((inside = atomic_load(&threads->inside)) > 0)
+		futex(&threads->inside, FUTEX_WAIT, inside);
+	atomic_store(&threads->awaited, false);
 }
 
 static void set_phase(struct cpu_threads *threads, unsigned phase)
@@ -150,12 +166,7 @@ void cpu_threads_run(struct cpu_threads *threads, cpu_task *task, void *arg, siz
 	take_tasks(threads, 0);
 	if (n > 1 && threads->count > 1)
 		atomic_store(&threads->phase, phase + 2);
-	for (int i = 0; atomic_load(&threads->inside) > 0; i++) {
-		if (i < SPINS_BEFORE_YIELD)
-			pause_cpu();
-		else
-			sched_yield();
-	}
+	wait_for_others(threads);
 	denormals_restore(before);
 }
 
