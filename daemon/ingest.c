@@ -402,7 +402,7 @@ static int find_elsewhere(struct server *server, struct arrival *arrival, struct
 	if (room == ROOM_NONE)
 		return error_set(err, REFUSED_TOO_MANY_STREAMS, "%zu streams are open, streams.max allows no more",
 				 server->streams.n);
-	if (!saved || !saved->generations.n)
+	if (!saved || (!saved->generations.n && !saved->slot))
 		return 0;
 	if (stream_new(server, arrival->id, arrival->id_size, arrival->message.epoch, NULL, &stream, err))
 		return err->code;
@@ -418,7 +418,7 @@ static int rewind_stream(struct server *server, struct arrival *arrival, struct 
 
 	if (rc)
 		return rc;
-	if (saved && generations_has(&saved->generations, stream->epoch))
+	if (saved && states_has(saved, stream->epoch))
 		return load(server, arrival, saved, *ret_stream, err);
 	stream_install(server, *ret_stream);
 	return 0;

@@ -92,6 +92,12 @@ struct saved *states_get(struct server *server, const char key[HASH_TEXT])
 	return remember(server, key, &none, false, NULL) ? NULL : states_find(server, key);
 }
 
+bool states_has(const struct saved *saved, uint64_t epoch)
+{
+	return generations_has(&saved->generations, epoch) ||
+	       (saved->slot && saved->slot->generation.epoch == epoch);
+}
+
 /* --- small tasks that need no slot --- */
 
 static void submit_task(struct server *server, enum store_task kind, const struct saved *saved)

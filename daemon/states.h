@@ -99,6 +99,9 @@ void states_close(struct server *server);
 struct saved *states_find(struct server *server, const char key[HASH_TEXT]);
 struct saved *states_get(struct server *server, const char key[HASH_TEXT]); /* found or made; NULL: no memory */
 
+/* Is a state of this epoch on disk, as far as is known, or being written? */
+bool states_has(const struct saved *saved, uint64_t epoch);
+
 /* Remove a stream's states from disk and forget it. */
 void states_forget(struct server *server, struct saved *saved);
 
