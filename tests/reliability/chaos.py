@@ -4,9 +4,9 @@
     chaos.py [--faults N] [--clients C] [--freeze SECONDS] [--seed S]
 
 Clients use the Python client over TCP, each with streams of its own, through a relay that can stall, drip and cut the
-connections.  The daemon keeps states on disk and is frozen (SIGSTOP), terminated and killed (kill -9).  Every hidden state
-that a client gets is compared, byte for byte, with those of an undisturbed stream; a row that is lost, an error that a
-client sees, or a client that never ends is a failure.
+connections.  The daemon keeps states on disk and is frozen (SIGSTOP), terminated and killed (kill -9).  Every hidden
+state that a client gets is compared, byte for byte, with those of an undisturbed stream; a row that is lost, an error
+that a client sees, or a client that never ends is a failure.
 """
 import argparse
 import asyncio

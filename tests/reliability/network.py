@@ -4,9 +4,9 @@
     network.py [--seconds N] [--partition SECONDS] [--clients C] [--seed S]
 
 The daemon is in one network namespace, Python clients with keys (CURVE over TCP) in another; link.py is the line
-between them.  Each condition lasts N seconds, each partition as long as the table says, up to SECONDS.  Every hidden state is
-compared, byte for byte, with those of an undisturbed stream.  Exit status 1 if a client sees an error.  Needs root, and
-/dev/net/tun; without them it says so and ends with status 77.
+between them.  Each condition lasts N seconds, each partition as long as the table says, up to SECONDS.  Every hidden
+state is compared, byte for byte, with those of an undisturbed stream.  Exit status 1 if a client sees an error.  Needs
+root, and /dev/net/tun; without them it says so and ends with status 77.
 """
 import argparse
 import os
@@ -79,7 +79,7 @@ def counters(workers):
 
 
 def wait_for_word(workers):
-    """Until each client has heard from the daemon again."""
+    """Until each client has heard from the daemon again, or has failed."""
     now = time.monotonic()
     while any(w.client.heard < now and not w.failure for w in workers):
         time.sleep(0.01)
@@ -107,7 +107,8 @@ def during(link, workers, name, conditions, seconds):
 
 
 def run(options, link, daemon, address, keyring):
-    rows = varied(Golden(CASE).rows, -(-LONGEST // len(Golden(CASE).rows)))[:LONGEST]
+    golden = Golden(CASE)
+    rows = varied(golden.rows, -(-LONGEST // len(golden.rows)))[:LONGEST]
     want = Peer(daemon).encode(rows)
 
     def connect():
