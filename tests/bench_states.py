@@ -13,8 +13,6 @@ streams are kept two windows ahead.
 Then, how long a daemon takes from exec to its first answer, with so many state files and with none.
 """
 import argparse
-import json
-import math
 import os
 import signal
 import statistics
@@ -26,41 +24,11 @@ import numpy as np
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "e2e"))
 
+import random_checkpoint
 from harness import Daemon, Golden, Message, Peer, data_frames
 
-WINDOW, HIDDEN_SIZE, LAYERS, STATE_SIZE, HEAD_DIM, CONV_KERNEL = 256, 768, 24, 128, 64, 4
+WINDOW, SHAPE = 256, random_checkpoint.SHAPES["130m"]
 AHEAD = 2  # windows
-
-
-def write_checkpoint(folder):
-    """A checkpoint of the 130m shape with random weights of about the usual size."""
-    random = np.random.default_rng(0)
-    d_inner, heads = 2 * HIDDEN_SIZE, 2 * HIDDEN_SIZE // HEAD_DIM
-    conv_dim = d_inner + 2 * STATE_SIZE
-    config = dict(model_type="mamba2", hidden_size=HIDDEN_SIZE, num_hidden_layers=LAYERS, state_size=STATE_SIZE,
-                  head_dim=HEAD_DIM, num_heads=heads, expand=2, n_groups=1, conv_kernel=CONV_KERNEL, vocab_size=16,
-                  chunk_size=256, use_bias=False, use_conv_bias=True, hidden_act="silu", layer_norm_epsilon=1e-5)
-    shapes = {"in_proj.weight": (d_inner + conv_dim + heads, HIDDEN_SIZE), "out_proj.weight": (HIDDEN_SIZE, d_inner),
-              "conv1d.weight": (conv_dim, 1, CONV_KERNEL), "conv1d.bias": (conv_dim,), "norm.weight": (d_inner,),
-              "A_log": (heads,), "D": (heads,), "dt_bias": (heads,)}
-    tensors = {"embeddings.weight": (16, HIDDEN_SIZE), "norm_f.weight": (HIDDEN_SIZE,)}
-    for i in range(LAYERS):
-        tensors[f"layers.{i}.norm.weight"] = (HIDDEN_SIZE,)
-        tensors.update((f"layers.{i}.mixer.{name}", shape) for name, shape in shapes.items())
-    header, end = {}, 0
-    for name, shape in tensors.items():
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + 4 * math.prod(shape)]}
-        end += 4 * math.prod(shape)
-    os.mkdir(folder)
-    with open(os.path.join(folder, "config.json"), "w") as file:
-        json.dump(config, file)
-    with open(os.path.join(folder, "model.safetensors"), "wb") as file:
-        text = json.dumps(header).encode()
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in tensors.items():
-            scale = 0.02 if name.endswith("proj.weight") else 0.5
-            file.write((scale * random.standard_normal(shape, np.float32) + ("norm" in name)).tobytes())
-    return folder
 
 
 class Load:
@@ -118,7 +86,7 @@ def spread(values):
 
 
 def bench_saving(options, model, folder):
-    rows = np.random.default_rng(1).standard_normal((WINDOW, HIDDEN_SIZE), np.float32)
+    rows = np.random.default_rng(1).standard_normal((WINDOW, SHAPE[0]), np.float32)
     settings = {"window": WINDOW, "precision": options.precision, "log.level": "warning", "limits.batch_rows": 512,
                 "limits.cache_bytes": 1 << 40,
                 "limits.credit_rows": 2 * AHEAD * options.streams * WINDOW}
@@ -188,7 +156,7 @@ def main():
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mamba2d-bench-") as folder:
-        model = write_checkpoint(os.path.join(folder, "130m"))
+        model = random_checkpoint.write(os.path.join(folder, "130m"), *SHAPE)
         bench_start(options, model, folder)
         bench_saving(options, model, folder)
 
