@@ -22,7 +22,7 @@
 struct plan {
 	char counted[16];     /* letters of the calls that count, as they stand below; written by the test */
 	uint32_t first, n;    /* of these, n from the first on fail */
-	int32_t error;        /* with this errno; 0: writes are short, all else is well */
+	_Atomic int32_t error; /* with this errno; 0: writes are short, all else is well; -1: they wait while it is so */
 	atomic_uint calls;    /* so far */
 	char letters[4096];   /* of the calls, in order */
 };
@@ -68,8 +68,15 @@ static int fails(int fd, char letter)
 	number = atomic_fetch_add(&plan->calls, 1);
 	if (number < sizeof plan->letters)
 		plan->letters[number] = letter;
+	if (number < plan->first || number - plan->first >= plan->n)
+		return 0;
+	if (plan->error < 0) {
+		while (plan->error < 0)
+			usleep(1000);
+		return 0;
+	}
 	errno = plan->error ? plan->error : error;
-	return number >= plan->first && number - plan->first < plan->n;
+	return 1;
 }
 
 int openat(int dir, const char *name, int flags, ...)

@@ -43,7 +43,7 @@ class Faults:
                                   MAMBA2D_FAULT_DIR=daemon.settings["state.dir"])
 
     def arm(self, counted, first=0, n=0, error=errno.EIO):
-        """Of the calls in counted, from now on, n from the first on fail; error 0: writes are short."""
+        """Of the calls in counted, from now on, n from the first on fail; error 0: writes are short; -1: they wait."""
         self.HEAD.pack_into(self.plan, 0, b"", 0, 0, 0, 0)  # nothing is counted while this changes
         self.HEAD.pack_into(self.plan, 0, counted.encode(), first, n, error, 0)
 

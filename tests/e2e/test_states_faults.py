@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -258,6 +259,28 @@ def test_a_flaky_disk_and_kills(daemon, faults, random, rows, want, tmp_path):
 
 
 # --- a small file system ---------------------------------------------------------------------------------------------
+
+def test_rewound_while_its_first_state_is_written(daemon, faults, rows, want):
+    """A slow disk: the peer that lacks the newest hidden states is told to go on from that state, not from 0."""
+    daemon.start()
+    first, second = Peer(daemon), Peer(daemon)
+    first.open(b"s")
+    first.data(b"s", rows[:WINDOW])
+    first.hidden(b"s", 0, WINDOW)
+    faults.arm("n", n=1, error=-1)
+    with ThreadPoolExecutor(1) as threads:
+        snapshot = threads.submit(daemon.ask, "snapshot")
+        wait_until(lambda: faults.calls() == "n")
+        first.data(b"s", rows[WINDOW:2 * WINDOW], pos=WINDOW)
+        first.hidden(b"s", WINDOW, 2 * WINDOW)
+        second.header(b"s", type="open", reply=True, **{"from": WINDOW})
+        wait_until(lambda: daemon.ask("streams")["streams"][0]["state"] == "loading")
+        faults.heal()
+        assert snapshot.result()["ok"]
+    assert second.ack(b"s").next == WINDOW
+    second.data(b"s", rows[WINDOW:3 * WINDOW], pos=WINDOW)
+    assert same_bytes(second.hidden(b"s", WINDOW, 3 * WINDOW), want[WINDOW:3 * WINDOW])
+
 
 @pytest.fixture
 def disk(daemon, tmp_path):
