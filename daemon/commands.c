@@ -11,7 +11,7 @@
 #include "daemon/requests.h"
 #include "protocol/control.h"
 
-#define ANSWER_BYTES ((size_t)256 << 10)
+#define ANSWER_BYTES ((size_t)512 << 10) /* so many streams with the longest of ids */
 #define STREAMS_MAX 1000 /* in one answer */
 
 typedef int command(struct server *server, const struct control *request, struct control_writer *answer,

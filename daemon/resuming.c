@@ -148,13 +148,8 @@ void resuming_read(struct server *server, struct slot *slot)
 {
 	struct stream *stream = slot->stream;
 	struct store_job *task = &slot->task;
-	struct saved *saved;
+	struct saved *saved = states_find(server, stream->key);
 
-	if (!stream) {
-		states_free_slot(server, slot);
-		return;
-	}
-	saved = states_find(server, stream->key);
 	if (task->error.code && task->error.code != ERR_FORMAT && task->error.code != ERR_UNSUPPORTED) {
 		states_failed(server, STORE_READ, &task->error);
 		states_free_slot(server, slot);

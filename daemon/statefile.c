@@ -4,6 +4,7 @@
  */
 #include "daemon/statefile.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -183,11 +184,9 @@ static int sealed_header(const struct shape *shape, const struct state *state, c
 	if (rc)
 		return rc;
 	place = find_checksum(header, size);
-	if (place)
-		rc = checksum(header, size, place, state->cache, cache_bytes(shape), state->pending,
-			      pending_bytes(shape, state), text, err);
-	else
-		rc = error_set(err, ERR_FORMAT, "a state's header has no place for its checksum");
+	assert(place);
+	rc = checksum(header, size, place, state->cache, cache_bytes(shape), state->pending,
+		      pending_bytes(shape, state), text, err);
 	if (rc) {
 		free(header);
 		return rc;

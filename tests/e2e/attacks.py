@@ -43,6 +43,7 @@ BAD = {
     "a type that only the daemon sends": ("bad_header", [header(type="hidden"), PAYLOAD]),
     "an ack": ("bad_header", [pack({"v": 1, "type": "ack", "epoch": EPOCH, "next": 1, "done": 1, "durable": 0,
                                     "credit": 1})]),
+    "a long type": ("bad_header", [header(type="x" * 2000), PAYLOAD]),
     "type as number": ("bad_header", [header(type=3), PAYLOAD]),
     "epoch below zero": ("bad_header", [header(epoch=-1), PAYLOAD]),
     "epoch as float": ("bad_header", [header(epoch=1.0), PAYLOAD]),

@@ -150,6 +150,22 @@ int open(const char *name, int flags, ...)
 	return next(name, flags, mode);
 }
 
+int openat(int folder, const char *name, int flags, ...)
+{
+	static int (*next)(int, const char *, int, ...);
+	va_list arguments;
+	mode_t mode;
+
+	if (fails(__builtin_return_address(0), "openat"))
+		return errno = EMFILE, -1;
+	va_start(arguments, flags);
+	mode = flags & O_CREAT ? va_arg(arguments, mode_t) : 0;
+	va_end(arguments);
+	if (!next)
+		*(void **)&next = dlsym(RTLD_NEXT, "openat");
+	return next(folder, name, flags, mode);
+}
+
 FAILING(FILE *, fopen, (const char *name, const char *mode), (name, mode), NULL, EMFILE)
 FAILING(FILE *, fdopen, (int fd, const char *mode), (fd, mode), NULL, ENOMEM)
 FAILING(int, fclose, (FILE *file), (file), EOF, ENOSPC)

@@ -115,16 +115,24 @@ def secured(daemons, tmp_path):
     return secured
 
 
-def test_the_daemon(secured, calls, golden):
+def test_the_daemon(secured, calls, golden, tmp_path):
     """It ends with a reason, or goes on: then it serves who comes next, as soon as what failed does not any more."""
     daemon, golden = secured.daemon, golden(CASE)
-    want = Peer(daemon).encode(golden.tokens)
+    want, before = Peer(daemon).encode(golden.tokens), tmp_path / "before"
+    Peer(daemon).encode(golden.rows)
+    for stream in b"s2", b"left", b"closed":
+        peer = Peer(daemon)
+        peer.open(stream)
+        peer.data(stream, golden.rows[:20], flush=True, end=stream == b"closed")
+        peer.hidden(stream, 0, 20)
     daemon.environment.update(calls.environment)
     daemon.terminate()
     assert daemon.wait() == 0
+    shutil.copytree(daemon.settings["state.dir"], before)
 
     def attempt():
-        shutil.rmtree(daemon.settings["state.dir"], ignore_errors=True)
+        shutil.rmtree(daemon.settings["state.dir"])
+        shutil.copytree(before, daemon.settings["state.dir"])
         logged = len(daemon.log())
         try:
             daemon.start()

@@ -38,6 +38,18 @@ def test_streams_are_listed_as_they_stand(daemon, rows):
     assert [(s["stream"], s["epoch"], s["next"], s["done"]) for s in streams] == [(b"list-\xff\0", 0, 11, 8)]
 
 
+def test_more_streams_than_are_listed(daemons):
+    """With the longest of ids; how many there are is said."""
+    daemon = daemons(CASE, window=WINDOW)
+    peer = Peer(daemon)
+    for i in range(1001):
+        peer.header(b"%0255d" % i, type="open")
+    for i in range(1001):
+        peer.take(b"%0255d" % i, "ack")
+    answer = daemon.ask("streams")
+    assert answer["ok"] and len(answer["streams"]) == 1000 and answer["total"] == 1001
+
+
 def test_close_and_reset(daemon, rows):
     peer, consumer = Peer(daemon), Subscriber(daemon, b"ctl-")
     want = peer.encode(rows)

@@ -116,6 +116,7 @@ def test_encode_shows_on_a_terminal_how_far_it_is(golden, npy, tmp_path):
 
 
 def test_wrong_usage():
+    ctl("keygen", "x" * 5000, status=1)
     for arguments in ([], ["explode"], ["encode"], ["encode", "--model", "x", "in.npy"], ["encode", "--window", "0"],
                       ["send", "stream"], ["recv", "--count", "x"], ["recv", "-o", "out.npy"], ["status", "x"],
                       ["close"], ["top", "--interval", "0"], ["top", "--count", "x"], ["top", "a", "b"],
@@ -144,6 +145,16 @@ def test_status_and_streams(daemon, golden):
 
 def test_status_without_a_daemon(short_path):
     ctl("status", "--control", f"ipc://{short_path}/nobody", status=3)
+
+
+@pytest.mark.parametrize("text", ["", "secret-key short", "other-key " + 40 * "0", "public-key " + 40 * "0",
+                                  2 * ("secret-key " + 40 * "0" + "\n"), "secret-key " + 300 * "0"])
+def test_a_file_that_holds_no_key(tmp_path, short_path, text):
+    key = tmp_path / "key"
+    key.write_text(text)
+    key.chmod(0o600)
+    told = ctl("status", "--control", f"ipc://{short_path}/none", "--key", key, "--server-key", key, status=3).stderr
+    assert str(key) in told and ("no key file" in told or "holds a public-key" in told)
 
 
 def test_where_a_daemon_is_looked_for(tmp_path):

@@ -116,6 +116,26 @@ def test_skip(lossy, rows):
     assert b"".join(parts) == Peer(daemon).encode(rows[received]).tobytes()
 
 
+def test_a_skip_in_a_window_that_is_saved(daemons, rows, tmp_path):
+    """A state has the rows up to the hole; those behind it come again."""
+    daemon = daemons(CASE, window=WINDOW, **{"streams.on_gap": "skip", "state.dir": str(tmp_path / "states")})
+    peer = Peer(daemon)
+    peer.data(b"s", rows[:3], pos=0)
+    peer.data(b"s", rows[5:7], pos=5)
+    assert daemon.ask("snapshot")["ok"]
+    daemon.kill()
+    daemon.start()
+    peer = Peer(daemon)
+    assert peer.open(b"s").next == 3
+    peer.data(b"s", rows[5:], pos=5, end=True)
+    received = [*range(3), *range(5, len(rows))]
+    want = Peer(daemon).encode(rows[received])
+    got = []
+    while sum(map(len, got)) < len(received):
+        got.append(peer.take(b"s", "hidden").rows)
+    assert same_bytes(np.concatenate(got), want)
+
+
 def test_reject(lossy, rows):
     """Everything after the hole is refused, until somebody sends the missing rows."""
     daemon, producer, consumer = lossy(**{"streams.on_gap": "reject"})

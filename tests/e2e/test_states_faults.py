@@ -185,6 +185,37 @@ def test_a_closed_stream_whose_states_cannot_be_removed(daemon, faults, rows, re
     assert left == (["closed", "closed", "safetensors", "safetensors"] if reply else [])
 
 
+def test_the_end_while_states_cannot_be_removed(daemon, faults, rows):
+    """The daemon tries as long as it may take; then it says what is left, and ends."""
+    daemon.settings["shutdown_timeout"] = 0.5
+    daemon.start()
+    peer = Peer(daemon)
+    peer.data(b"closed", rows[:20])
+    peer.ack(b"closed", next=20)
+    assert daemon.ask("snapshot")["ok"]
+    faults.arm("us", 0, FOR_GOOD)
+    peer.header(b"closed", type="close")
+    wait_for_error(daemon)
+    daemon.terminate()
+    assert daemon.wait() == 1
+    assert "could be published and saved within" in daemon.log() and os.strerror(errno.EIO) in daemon.log()
+
+
+def test_calls_that_a_signal_interrupts(daemon, faults, rows, want):
+    """They are made again."""
+    daemon.start()
+    producer = Producer(daemon, b"interrupted", rows, want)
+    for n in range(6):
+        faults.arm("w", n, 1, errno.EINTR)
+        producer.encode(20 * n + 20)
+        assert producer.save()["ok"]
+    daemon.kill()
+    daemon.start()
+    faults.arm("r", 0, 1, errno.EINTR)
+    producer.connect()
+    assert producer.have == 120 and faults.happened() and daemon.ask("status")["rows_in"] == 0
+
+
 def wait_for_error(daemon):
     wait_until(lambda: states(daemon)["error"])
     return states(daemon)["error"]

@@ -183,6 +183,45 @@ def test_a_state_larger_than_any_message(start, rows, want, tmp_path):
     assert same_bytes(feed(other, b"large", rows, 21, 24), want[21:24])
 
 
+def test_where_there_is_no_room(daemons, rows):
+    """Without a folder for states nothing can leave memory, and a stream more is refused."""
+    daemon = daemons(CASE, window=WINDOW, **{"streams.max": 1})
+    feed(daemon, b"one", rows, 0, 5)
+    state = daemon.ask("export", stream=b"one")["state"]
+    for answer in daemon.ask("import", state=state, stream=b"two"), daemon.ask("fork", stream=b"one", to=b"two"):
+        assert not answer["ok"] and answer["code"] == "too_many_streams"
+    daemon.ask("drain")
+    for answer in daemon.ask("import", state=state), daemon.ask("fork", stream=b"one", to=b"one"):
+        assert not answer["ok"] and answer["code"] == "shutting_down"
+
+
+def test_in_the_place_of_one_on_disk(start, rows, want):
+    """What was saved of the stream that is replaced does not come back."""
+    daemon = start(**{"streams.max": 1, "state.interval": 0.01})
+    feed(daemon, b"one", rows, 0, 5)
+    state = daemon.ask("export", stream=b"one")["state"]
+    feed(daemon, b"two", rows, 0, 21)
+    assert daemon.ask("import", state=state, stream=b"two")["ok"]
+    feed(daemon, b"one", rows, 5, 6)
+    assert daemon.ask("import", state=state, stream=b"two")["ok"]
+    peer = Peer(daemon)
+    assert peer.open(b"two").next == 5
+    peer.data(b"two", rows[5:30], flush=True)
+    assert same_bytes(peer.hidden(b"two", 5, 30), want[5:30])
+
+
+def test_of_a_state_that_is_damaged(start, rows, tmp_path):
+    daemon = start(**{"state.interval": 0.01})
+    feed(daemon, b"one", rows, 0, 21)
+    assert daemon.ask("snapshot")["ok"]
+    daemon.kill()
+    for path in (tmp_path / "one").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    daemon.start()
+    for answer in daemon.ask("export", stream=b"one"), daemon.ask("fork", stream=b"one", to=b"two"):
+        assert not answer["ok"] and answer["code"] == "state_damaged"
+
+
 def test_what_is_refused(start, rows, tmp_path):
     daemon, other = start(), start("other", window=4)
     feed(daemon, b"there", rows, 0, 21)

@@ -29,6 +29,22 @@ def test_asked_for_while_the_end_is_on_its_way(daemons, golden, tmp_path):
     second.header(b"s", type="close", got=len(rows))
 
 
+def test_to_before_every_state(daemons, golden, tmp_path):
+    """The only state counts more as emitted than the peer has: its rows come again from 0."""
+    rows = golden(CASE).rows[:100]
+    daemon = daemons(CASE, window=WINDOW, **{"state.dir": str(tmp_path), "state.interval": 1e6})
+    peer = Peer(daemon)
+    want = peer.encode(rows)
+    peer.open(b"s")
+    peer.data(b"s", rows, flush=True)
+    peer.hidden(b"s", 0, 100)
+    assert daemon.ask("snapshot", stream=b"s")["ok"]
+    for connection in peer, Peer(daemon):
+        assert connection.open(b"s", next=0, **{"from": 3}).next == 0
+        connection.data(b"s", rows, pos=0, flush=True)
+        assert same_bytes(connection.hidden(b"s", 0, 100), want)
+
+
 def test_before_the_epoch_is_on_disk(daemons, golden, tmp_path):
     """Rows come again from 0, and subscribers, who had them, get none of them twice."""
     rows = np.tile(golden(CASE).rows, (4, 1))[:1000]
