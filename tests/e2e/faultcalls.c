@@ -202,6 +202,8 @@ FAILING(int, zmq_ctx_set, (void *context, int option, int value), (context, opti
 FAILING(void *, zmq_socket, (void *context, int type), (context, type), NULL, EMFILE)
 FAILING(int, zmq_setsockopt, (void *socket, int option, const void *value, size_t size), (socket, option, value, size),
 	-1, EINVAL)
+FAILING(int, zmq_getsockopt, (void *socket, int option, void *value, size_t *size), (socket, option, value, size), -1,
+	EINVAL)
 FAILING(int, zmq_connect, (void *socket, const char *address), (socket, address), -1, EMFILE)
 FAILING(int, zmq_bind, (void *socket, const char *address), (socket, address), -1, EADDRINUSE)
 FAILING(int, zmq_socket_monitor, (void *socket, const char *address, int events), (socket, address, events), -1, EMFILE)
