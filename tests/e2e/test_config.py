@@ -1,5 +1,6 @@
 """The command line and the configuration file: strict, and explained by --print-config."""
 import os
+import pty
 import subprocess
 
 import pytest
@@ -144,6 +145,22 @@ def test_check_opens_the_checkpoint(config, tmp_path):
 def test_a_file_that_cannot_be_read(tmp_path):
     result = mamba2d("-c", str(tmp_path / "none.yaml"), "--check")
     assert result.returncode != 0 and "none.yaml" in result.stderr
+
+
+def test_what_is_said_on_a_terminal(tmp_path):
+    """A line, whatever is in it, and without the numbers that are for the journal."""
+    master, slave = pty.openpty()
+    status = subprocess.run([MAMBA2D, "-c", "/no\x1bwhere"], stderr=slave, timeout=60).returncode
+    os.close(slave)
+    said = os.read(master, 65536).decode()
+    os.close(master)
+    assert status == 1 and "/no?where" in said and "<3>" not in said and said.count("\n") == 1
+
+
+def test_no_folder_for_the_control_socket(tmp_path):
+    result = subprocess.run([MAMBA2D, "-s", f"model={MODEL}", "-s", "device=cpu"], capture_output=True, text=True,
+                            env={"RUNTIME_DIRECTORY": str(tmp_path / "no" / "folder")}, timeout=60)
+    assert result.returncode == 1 and f"{tmp_path}/no/folder: cannot be made" in result.stderr
 
 
 def test_an_address_that_cannot_be_bound_is_named(short_path):

@@ -147,6 +147,12 @@ def test_status_without_a_daemon(short_path):
     ctl("status", "--control", f"ipc://{short_path}/nobody", status=3)
 
 
+def test_keygen_leaves_both_files_or_none(tmp_path):
+    (tmp_path / "key.pub").symlink_to(tmp_path / "no" / "key.pub")
+    assert "key.pub" in ctl("keygen", tmp_path / "key", status=1).stderr
+    assert not (tmp_path / "key").exists()
+
+
 @pytest.mark.parametrize("text", ["", "secret-key short", "other-key " + 40 * "0", "public-key " + 40 * "0",
                                   2 * ("secret-key " + 40 * "0" + "\n"), "secret-key " + 300 * "0"])
 def test_a_file_that_holds_no_key(tmp_path, short_path, text):

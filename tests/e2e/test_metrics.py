@@ -23,9 +23,9 @@ def address(daemon):
     return host, int(port)
 
 
-def get(daemon, path, method="GET"):
+def get(daemon, path, method="GET", body=None):
     """Status, content type and text."""
-    request = urllib.request.Request("http://%s:%d%s" % (*address(daemon), path), method=method)
+    request = urllib.request.Request("http://%s:%d%s" % (*address(daemon), path), body, method=method)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             return answer.status, answer.headers["Content-Type"], answer.read().decode()
@@ -178,6 +178,7 @@ def test_status_and_streams_are_those_of_the_control_socket(daemon, rows):
 def test_other_requests_are_answered_too(daemon):
     assert get(daemon, "/nothing")[0] == 404
     assert get(daemon, "/", method="POST")[0] == 405
+    assert get(daemon, "/", method="POST", body=bytes(100000))[0] == 405
     assert get(daemon, "/metrics", method="HEAD") == (200, "text/plain; version=0.0.4; charset=utf-8", "")
     with socket.create_connection(address(daemon)) as s:
         s.sendall(b"\x16\x03\x01\x02\x00 this is no HTTP\r\n\r\n")

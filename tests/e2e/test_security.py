@@ -1,6 +1,7 @@
 """Keys: who is let in, what each may do, what changes while the daemon runs, and what keeps it from starting."""
 import os
 import stat
+import signal
 import subprocess
 import sys
 import time
@@ -391,10 +392,15 @@ def test_a_key_that_is_added_comes_in_and_one_that_is_removed_is_cut_off(secured
 def test_what_is_under_way_when_a_key_is_removed_is_not_taken(secured, rows):
     goes = secured.peer("goes", "write read")
     goes.open(b"goes")
+    secured.keyring.remove("goes")
+    control = Receiver(secured.daemon, zmq.DEALER)
+    control.socket.connect(secured.daemon.control)
+    secured.daemon.terminate(signal.SIGSTOP)  # all of it comes at once
     for i in range(5000):
         goes.data(b"goes", rows[:1], pos=i)
-    secured.keyring.remove("goes")
-    secured.reload()
+    control.socket.send(pack({"v": 1, "cmd": "reload"}))
+    secured.daemon.terminate(signal.SIGCONT)
+    assert control.socket.poll(TIMEOUT * 1000) and msgpack.unpackb(control.socket.recv())["ok"]
     reached = secured.daemon.ask("streams")["streams"][0]["next"]
     Peer(secured.daemon).encode(rows)
     assert secured.daemon.ask("streams", prefix=b"goes")["streams"][0]["next"] == reached
