@@ -1,5 +1,5 @@
 /*
- * Tensor maps.  The function that makes them is the driver's: it is asked for, so that the program also starts without one.
+ * Tensor maps.  The function that makes them is the driver's: it is asked for, so that the program starts without one.
  */
 #include "gpu/boxes.h"
 
@@ -19,8 +19,8 @@ int boxes_of(void *matrix, size_t rows, size_t cols, unsigned height, unsigned w
 	enum cudaDriverEntryPointQueryResult found;
 	PFN_cuTensorMapEncodeTiled_v12000 encode;
 	void *function = NULL;
-	int rc = cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, SINCE, cudaEnableDefault,
-							     &found), "asking for tensor maps", err);
+	int rc = cuda_check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, SINCE,
+							     cudaEnableDefault, &found), "asking for tensor maps", err);
 
 	if (rc != 0)
 		return rc;

@@ -10,8 +10,8 @@
 #include "model/error.h"
 
 /*
- * Describe boxes of height by width in matrix [rows, cols] bfloat16, cols a multiple of 8.  A box lies row by row in shared
- * memory; what reaches beyond the matrix is zero.  ERR_UNSUPPORTED: the driver has no such thing.
+ * Describe boxes of height by width in matrix [rows, cols] bfloat16, cols a multiple of 8.  A box lies row by row in
+ * shared memory; what reaches beyond the matrix is zero.  ERR_UNSUPPORTED: the driver has no such thing.
  */
 int boxes_of(void *matrix, size_t rows, size_t cols, unsigned height, unsigned width, CUtensorMap *ret_boxes,
 	     struct error *err);

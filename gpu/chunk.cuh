@@ -1,10 +1,10 @@
 /*
  * Device code that the chunk kernels share: where numbers lie, and the convolution.
  *
- * Tiles that tensor cores multiply are made of cores, 8 rows of 8 numbers (16 bytes) one after another: neither ldmatrix
- * nor wgmma then meets a bank twice.  Within 16 columns of x, B and C, numbers lie in the order in which lanes hold them
- * as operands and accumulators: column 4 q + 2 t + e at place 8 t + 2 q + e (q < 4; t, e < 2).  So a lane's share of a
- * row is four neighbours.
+ * Tiles that tensor cores multiply are made of cores, 8 rows of 8 numbers (16 bytes) one after another: neither
+ * ldmatrix nor wgmma then meets a bank twice.  Within 16 columns of x, B and C, numbers lie in the order in which lanes
+ * hold them as operands and accumulators: column 4 q + 2 t + e at place 8 t + 2 q + e (q < 4; t, e < 2).  So a lane's
+ * share of a row is four neighbours.
  */
 #ifndef GPU_CHUNK_CUH
 #define GPU_CHUNK_CUH
@@ -70,7 +70,8 @@ static __device__ inline bfloat16 *x_of(const struct chunk_params &a, int chunk,
 /* A slice's tiles of 16 rows, a lane's share of each 32 apart. */
 static __device__ inline uint4 *weighted_of(const struct chunk_params &a, int chunk, int slice)
 {
-	return (uint4 *)a.buffers.weighted + ((size_t)chunk * (a.layout.inner / SLICE) + slice) * (CHUNK_ROWS / 16) * 32;
+	return (uint4 *)a.buffers.weighted +
+	       ((size_t)chunk * (a.layout.inner / SLICE) + slice) * (CHUNK_ROWS / 16) * 32;
 }
 
 static __device__ inline uint4 *states_of(const struct chunk_params &a, int chunk, int slice)
@@ -111,7 +112,7 @@ static __device__ inline void weigh(const uint32_t (&r)[4], const float *weight,
 	left[3] = pack2(first_of(r[3]) * high.x, second_of(r[3]) * high.y);
 }
 
-/* silu(bias + sum_k weight_k row_{r - 3 + k}) of COUNT columns, by halved weights and bias; rows [TAPS], oldest first. */
+/* silu(bias + sum_k weight_k row_{r - 3 + k}) of COUNT columns, weights and bias halved; rows [TAPS], oldest first. */
 template <int COUNT>
 static __device__ inline void convolve(const float (&rows)[TAPS][COUNT], const float (&weight)[TAPS][COUNT],
 				       const float (&bias)[COUNT], float (&out)[COUNT])
@@ -173,8 +174,10 @@ static __device__ inline uint4 masked_tile(const float *scores, const float *sin
 			v[half][row][0] *= fast_exp2(end - from.x);
 			v[half][row][1] *= fast_exp2(end - from.y);
 			if (i == j) {
-				v[half][row][0] = right > 0 ? 0.0f : right == 0 ? v[half][row][0] + d : v[half][row][0];
-				v[half][row][1] = right + 1 > 0 ? 0.0f : right + 1 == 0 ? v[half][row][1] + d : v[half][row][1];
+				float *at = v[half][row];
+
+				at[0] = right > 0 ? 0.0f : right == 0 ? at[0] + d : at[0];
+				at[1] = right + 1 > 0 ? 0.0f : right + 1 == 0 ? at[1] + d : at[1];
 			}
 			left[2 * half + row] = pack2(v[half][row][0], v[half][row][1]);
 		}
@@ -197,7 +200,8 @@ static __device__ inline float gate4(const float *y, uint2 z, float (&gated)[4])
 /* Four gated columns, times the norm's weight, as they are stored. */
 static __device__ inline uint2 weighted4(const float (&gated)[4], float4 weight)
 {
-	return make_uint2(pack2(gated[0] * weight.x, gated[1] * weight.y), pack2(gated[2] * weight.z, gated[3] * weight.w));
+	return make_uint2(pack2(gated[0] * weight.x, gated[1] * weight.y),
+			  pack2(gated[2] * weight.z, gated[3] * weight.w));
 }
 
 #endif

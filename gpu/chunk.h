@@ -25,7 +25,7 @@ struct chunk_buffers {
 	float *scores;    /* [groups, tiles, 2, 32, 4] for each chunk: C B^T's tiles on and below the diagonal */
 	float *steps;     /* [heads, 4, 16 edge] for each chunk: see enum step_plane */
 	void *x;          /* [chunks, slices, 64, SLICE] bfloat16, in cores: x likewise; only where with_x */
-	void *weighted;   /* [chunks, slices, 4, 32] uint4 of bfloat16: x times STEP_WEIGHT, as left operands; likewise */
+	void *weighted;   /* [chunks, slices, 4, 32] uint4 of bfloat16: x times STEP_WEIGHT, left operands; likewise */
 	void *states;     /* [chunks, slices, state / 16, 32] uint4 of bfloat16: the state before each chunk */
 	void *gated;      /* [rows, inner_cols] bfloat16: y * silu(z) * gated_norm, not yet scaled */
 	float *squares;   /* [rows, inner / GROUP_COLUMNS]: sums of (y * silu(z))^2 */
@@ -48,7 +48,10 @@ static __host__ __device__ inline int chunk_blocks(const struct layout *layout)
 	return layout->groups * ((slices + BLOCK_SLICES - 1) / BLOCK_SLICES);
 }
 
-/* B, C, their conv states, scores and steps; with_x also x, twice, and its conv state, for chunk_states and chunk_outputs. */
+/*
+ * B, C, their conv states, scores and steps; with_x also x, as it is and weighted, and its conv state, for chunk_states
+ * and chunk_outputs.
+ */
 cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
 			  size_t chunks, cudaStream_t stream);
@@ -59,8 +62,8 @@ cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weight
  */
 bool chunk_segments_serves(const struct layout *layout, int major, int minor);
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
-			   const struct chunk_buffers *buffers, const CUtensorMap *proj_boxes, const struct batch_view *batch,
-			   size_t segments, int processors, cudaStream_t stream);
+			   const struct chunk_buffers *buffers, const CUtensorMap *proj_boxes,
+			   const struct batch_view *batch, size_t segments, int processors, cudaStream_t stream);
 
 /* The same bits in two steps, for a few long segments: the states before each chunk, then all chunks at once. */
 cudaError_t chunk_states(const struct layout *layout, int layer, const struct chunk_buffers *buffers,

@@ -60,7 +60,8 @@ static __device__ void fetch_gates(const struct chunk_params &a, struct outputs_
 	const bfloat16 *z = (const bfloat16 *)a.buffers.proj + (size_t)k.row * a.layout.proj_cols + p.first * SLICE;
 
 	for (int i = threadIdx.x; i < k.rows * pieces; i += BLOCK_THREADS)
-		copy16(&s.z[i / pieces][i % pieces * 8], z + (size_t)(i / pieces) * a.layout.proj_cols + i % pieces * 8);
+		copy16(&s.z[i / pieces][i % pieces * 8],
+		       z + (size_t)(i / pieces) * a.layout.proj_cols + i % pieces * 8);
 	fetch(s.norm, a.weights.gated_norm + p.first * SLICE, p.slices * SLICE / 4);
 }
 
@@ -155,8 +156,8 @@ static __device__ void add_squares(const struct chunk_params &a, const struct ou
 	const float *from = &s.squares[r % CHUNK_ROWS][half];
 
 	if (r < k.rows && half < p.slices)
-		a.buffers.squares[(size_t)(k.row + r) * (a.layout.inner / GROUP_COLUMNS) + (p.first + half) / per_group] =
-			(from[0] + from[1]) + (from[2] + from[3]);
+		a.buffers.squares[(size_t)(k.row + r) * (a.layout.inner / GROUP_COLUMNS) +
+				  (p.first + half) / per_group] = (from[0] + from[1]) + (from[2] + from[3]);
 }
 
 template <int N>

@@ -3,9 +3,9 @@
 /*
  * B, C (and x) = silu(conv(...));  scores = C B^T;  dt = clamp(softplus(raw + dt_bias)) and the decay since the start
  *
- * A block of eight warps takes a chunk and one of three kinds of work, the longest first: B and C of a group, and their
- * scores; 256 columns of x, as they are and times their weights in the state's step; or the steps of 32 heads.  Where it
- * convolves, a warp takes 16 rows and 128 of 256 columns, a lane four.
+ * A block of eight warps takes a chunk and one of three kinds of work, the longest first: B and C of a group, and
+ * their scores; 256 columns of x, as they are and times their weights in the state's step; or the steps of 32 heads.
+ * Where it convolves, a warp takes 16 rows and 128 of 256 columns, a lane four.
  */
 #define WARPS BLOCK_SLICES
 #define WARP_ROWS 16
@@ -68,7 +68,8 @@ static __device__ void unpack4(uint2 from, float (&v)[4])
 }
 
 /* Row r of the segment, four columns from c, as in_proj left it; rows before the segment come from the cache. */
-static __device__ void conv_input(const struct chunk_params &a, const struct segment_view &s, int r, int c, float (&v)[4])
+static __device__ void conv_input(const struct chunk_params &a, const struct segment_view &s, int r, int c,
+				  float (&v)[4])
 {
 	const struct layout &l = a.layout;
 
@@ -85,7 +86,8 @@ static __device__ void conv_begin(const struct chunk_params &a, const struct seg
 {
 	const struct layout &l = a.layout;
 	int from = lane_row();
-	const bfloat16 *proj = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + from) * l.proj_cols + l.inner_cols + c;
+	const bfloat16 *proj = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + from) * l.proj_cols + l.inner_cols +
+			       c;
 
 #pragma unroll
 	for (int i = 0; i < WARP_ROWS; i++)
@@ -310,7 +312,8 @@ struct prepare_parts {
 
 static __host__ __device__ struct prepare_parts parts_of(const struct layout &l, bool with_x)
 {
-	return { l.groups, with_x ? (l.inner + X_COLUMNS - 1) / X_COLUMNS : 0, (l.heads + STEP_HEADS - 1) / STEP_HEADS };
+	return { l.groups, with_x ? (l.inner + X_COLUMNS - 1) / X_COLUMNS : 0,
+		 (l.heads + STEP_HEADS - 1) / STEP_HEADS };
 }
 
 static __global__ void __launch_bounds__(32 * WARPS, 2) prepare_chunks(const struct chunk_params a, bool with_x)

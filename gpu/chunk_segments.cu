@@ -145,8 +145,8 @@ static __device__ void fetch_state(const struct chunk_params &a, struct group_me
 }
 
 /*
- * x of a chunk's rows, as in_proj left it, with an item's first chunk the convolution's weights; and z of the rows on its
- * way as far as L2.  What lies behind the rows is another chunk's.  By one thread.
+ * x of a chunk's rows, as in_proj left it, with an item's first chunk the convolution's weights; and z of the rows on
+ * its way as far as L2.  What lies behind the rows is another chunk's.  By one thread.
  */
 template <int N>
 static __device__ void fetch_raw(const struct segments_params &a, struct group_memory<N> &m, const struct chunk_view &k,
@@ -399,7 +399,8 @@ template <int N> static __device__ void copy_h(const float (&h)[N / 2], bfloat16
 #pragma unroll
 	for (int v = 0; v < N / 16; v++) {
 		const float *at = h + 8 * v;
-		const uint32_t r[4] = { pack2(at[0], at[1]), pack2(at[2], at[3]), pack2(at[4], at[5]), pack2(at[6], at[7]) };
+		const uint32_t r[4] = { pack2(at[0], at[1]), pack2(at[2], at[3]), pack2(at[4], at[5]),
+					pack2(at[6], at[7]) };
 
 		store_cores(row + v * 128, r);
 	}
@@ -433,11 +434,12 @@ static __device__ const struct chunk_view &next_view(const struct group_memory<N
 }
 
 /*
- * What will be needed next: the view of the chunk behind number n of the item, or if that is its last, of the next item's
- * first; and with its first chunk, the next item and its states.  By the warpgroup's first thread.
+ * What will be needed next: the view of the chunk behind number n of the item, or if that is its last, of the next
+ * item's first; and with its first chunk, the next item and its states.  By the warpgroup's first thread.
  */
 template <int N>
-static __device__ void look_ahead(const struct chunk_params &a, struct group_memory<N> &m, const struct progress &at, int n)
+static __device__ void look_ahead(const struct chunk_params &a, struct group_memory<N> &m, const struct progress &at,
+				  int n)
 {
 	const struct item &item = m.items[at.items % 2];
 	struct item &following = m.items[(at.items + 1) % 2];
@@ -456,8 +458,8 @@ static __device__ void look_ahead(const struct chunk_params &a, struct group_mem
 
 /* Start the warpgroup's own copies for the next chunk; by its first thread. */
 template <int N>
-static __device__ void fetch_ahead(const struct segments_params &a, struct group_memory<N> &m, const struct progress &at,
-				   bool more)
+static __device__ void fetch_ahead(const struct segments_params &a, struct group_memory<N> &m,
+				   const struct progress &at, bool more)
 {
 	const struct item &item = next_item(m, at, more);
 
@@ -537,8 +539,8 @@ static __device__ void run_chunk(const struct segments_params &a, struct segment
 
 /* A chunk of an item in which the warpgroup has no columns: its warps only count. */
 template <int N>
-static __device__ void skip_chunk(const struct segments_params &a, struct segments_memory<N> &s, const struct item &item,
-				  const struct progress &at, int n)
+static __device__ void skip_chunk(const struct segments_params &a, struct segments_memory<N> &s,
+				  const struct item &item, const struct progress &at, int n)
 {
 	struct group_memory<N> &m = own_memory(s);
 	const bool more = n + 1 < item.segment.chunks, ends = !more && item.last;
@@ -628,7 +630,8 @@ static __device__ void begin(const struct segments_params &a, struct segments_me
 #endif
 
 template <int N>
-static __global__ void __launch_bounds__(GROUPS *GROUP_THREADS, 1) ssd_segments(const __grid_constant__ struct segments_params a)
+static __global__ void __launch_bounds__(GROUPS *GROUP_THREADS, 1)
+ssd_segments(const __grid_constant__ struct segments_params a)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 	extern __shared__ __align__(128) char shared[];
@@ -650,8 +653,8 @@ bool chunk_segments_serves(const struct layout *layout, int major, int minor)
 }
 
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
-			   const struct chunk_buffers *buffers, const CUtensorMap *proj_boxes, const struct batch_view *batch,
-			   size_t segments, int processors, cudaStream_t stream)
+			   const struct chunk_buffers *buffers, const CUtensorMap *proj_boxes,
+			   const struct batch_view *batch, size_t segments, int processors, cudaStream_t stream)
 {
 	struct segments_params a = { { *layout, *weights, *buffers, layer, batch }, *proj_boxes };
 	size_t items = segments * (size_t)(layout->groups * blocks_of_group(*layout));

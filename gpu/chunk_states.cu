@@ -2,7 +2,8 @@
 #include "gpu/mbarrier.cuh"
 
 /*
- * h = 2^{l_last} h + sum_j 2^{l_last - l_j} dt_j x_j B_j^T, chunk after chunk; the state before each is left as bfloat16.
+ * h = 2^{l_last} h + sum_j 2^{l_last - l_j} dt_j x_j B_j^T, chunk after chunk; the state before each is left as
+ * bfloat16.
  *
  * For long segments, whose chunks depend on each other only here.  A block takes two slices and 64 columns n of their
  * states: four warps multiply, a slice and 32 n each, and four keep a few chunks of weighted x and of B on their way.
@@ -135,7 +136,8 @@ static __device__ void multiply_segment(const struct chunk_params &a, const stru
 					const struct states_place &p, struct stage *stages, int turn)
 {
 	const int lane = threadIdx.x % 32, slice = threadIdx.x / 64, column = threadIdx.x / 32 % 2 * 32;
-	const int first = (p.part * COLUMNS + column) / 16, n_columns = a.layout.state, chunks = s.chunks, kept = s.kept_chunks;
+	const int first = (p.part * COLUMNS + column) / 16, n_columns = a.layout.state;
+	const int chunks = s.chunks, kept = s.kept_chunks;
 	const size_t stride = (size_t)(a.layout.inner / SLICE) * (n_columns / 16) * 32;
 	float *state = state_of(a, s, p.slice + slice), h[4][4];
 	uint4 *left = states_of(a, s.chunk, p.slice + slice) + first * 32 + lane;
@@ -151,9 +153,12 @@ static __device__ void multiply_segment(const struct chunk_params &a, const stru
 		struct stage *stage = stage_of(stages, turn);
 
 #pragma unroll
-		for (int v = 0; v < 2; v++)
-			left[v * 32] = make_uint4(pack2(h[2 * v][0], h[2 * v][1]), pack2(h[2 * v + 1][0], h[2 * v + 1][1]),
-						  pack2(h[2 * v][2], h[2 * v][3]), pack2(h[2 * v + 1][2], h[2 * v + 1][3]));
+		for (int v = 0; v < 2; v++) {
+			const float *low = h[2 * v], *high = h[2 * v + 1];
+
+			left[v * 32] = make_uint4(pack2(low[0], low[1]), pack2(high[0], high[1]), pack2(low[2], low[3]),
+						  pack2(high[2], high[3]));
+		}
 		mbarrier_wait(&stage->full, parity_of(turn));
 		advance(stage, slice, column, h);
 		__syncwarp();

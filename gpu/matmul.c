@@ -10,6 +10,7 @@
 
 #define CANDIDATES 8
 #define REPEATS 8
+#define REFERENCE_ROWS 1024 /* whose first algorithm says which bits are right, whatever the largest batch */
 
 int matmul_library_open(struct matmul_library *library, cudaStream_t stream, struct error *err)
 {
@@ -284,12 +285,16 @@ static int choose(const struct tuning *t, size_t rows, cublasLtMatmulAlgo_t *ret
 static int make_reference(struct tuning *t, struct error *err)
 {
 	cublasLtMatmulHeuristicResult_t found[CANDIDATES];
-	int n, rc = propose(t, t->max_rows, found, &n, err);
+	cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
+	int n, rc = propose(t, REFERENCE_ROWS, found, &n, err);
 
 	if (rc != 0)
 		return rc;
-	t->algo = found[0].algo;
-	rc = cublas_check(run_probe(t, &t->algo, 0, t->reference, t->max_rows), "tuning products", err);
+	for (int i = 0; i < n && status != CUBLAS_STATUS_SUCCESS; i++) {
+		t->algo = found[i].algo;
+		status = run_probe(t, &t->algo, 0, t->reference, t->max_rows);
+	}
+	rc = cublas_check(status, "tuning products", err);
 	if (rc == 0)
 		rc = cuda_check(cudaStreamSynchronize(t->matmul->library->stream), "tuning products", err);
 	return rc;

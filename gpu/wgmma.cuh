@@ -115,8 +115,9 @@ static __device__ inline void mbarrier_expect(uint64_t *barrier, int bytes)
 /* Copy the box of a tensor map that begins at this column and row; barrier hears of it. */
 static __device__ inline void box_copy(void *to, const CUtensorMap *map, int column, int row, uint64_t *barrier)
 {
-	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
-			     "r"(shared_address(to)), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+		     "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
+		     "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
 		     : "memory");
 }
 

@@ -9,7 +9,8 @@ import pytest
 from harness import ROOT, TIMEOUT, Daemon, Relay
 
 ECG = os.path.join(ROOT, "etc", "examples", "ecg")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.join(ROOT, "protocol", "python"), "MPLCONFIGDIR": "/tmp"}
+PATHS = [os.path.join(ROOT, "protocol", "python"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, PATHS)), "MPLCONFIGDIR": "/tmp"}
 
 
 def script(name, *arguments):

@@ -36,7 +36,8 @@ template <typename T> static __global__ void multiply(const struct product p)
 	((T *)p.y)[i] = (T)sum;
 }
 
-template <typename T> static T layout_attribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute)
+template <typename T>
+static T layout_attribute(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute)
 {
 	T value = {};
 
@@ -45,8 +46,8 @@ template <typename T> static T layout_attribute(cublasLtMatrixLayout_t layout, c
 }
 
 extern "C" cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, const void *, const void *a,
-					 cublasLtMatrixLayout_t a_layout, const void *b, cublasLtMatrixLayout_t b_layout,
-					 const void *, const void *, cublasLtMatrixLayout_t, void *d,
+					 cublasLtMatrixLayout_t a_layout, const void *b,
+					 cublasLtMatrixLayout_t b_layout, const void *, const void *, cublasLtMatrixLayout_t, void *d,
 					 cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *, void *, size_t,
 					 cudaStream_t stream)
 {

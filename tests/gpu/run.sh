@@ -1,13 +1,13 @@
 #!/bin/sh
-# Every check of the CUDA back end, on a machine with an NVIDIA GPU: the unit tests, the daemon end to end, errors beside
-# those of transformers, the memory checker, and last the benchmarks; or those of them that are named:
+# Every check of the CUDA back end, on a machine with an NVIDIA GPU: the unit tests, the daemon end to end, errors
+# beside those of transformers, the memory checker, and last the benchmarks; or those of them that are named:
 #
 #	tests/gpu/run.sh [units] [e2e] [peers] [sanitizers] [table]
 #
-# Runs the programs of ./build, or of the folder in
-# MAMBA2D_BUILD, which "make && make tests/check_cuda tests/bench_forward" leaves there.  What the machine has not (pytest
-# with pyzmq, msgpack and NumPy; PyTorch with transformers; compute-sanitizer) is skipped, and said.  Ends with the line
-# "stages: N passed, N failed, N skipped"; exit status 0 if none failed, 77 without a GPU.
+# Runs the programs of ./build, or of the folder in MAMBA2D_BUILD, which "make && make tests/check_cuda
+# tests/bench_forward" leaves there.  What the machine has not (pytest with pyzmq, msgpack and NumPy; PyTorch with
+# transformers; compute-sanitizer and nvcc) is skipped, and said.  Ends with the line "stages: N passed, N failed, N
+# skipped"; exit status 0 if none failed, 77 without a GPU.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -51,8 +51,8 @@ end_to_end() {
 		tests/e2e/test_streams.py tests/e2e/test_ecg.py
 }
 
-# Under compute-sanitizer, all kernels of ours.  Products are plain ones: racecheck does not survive cuBLAS's kernels, and
-# they are NVIDIA's to check.
+# Under compute-sanitizer, all kernels of ours.  Products are plain ones: racecheck does not survive cuBLAS's kernels,
+# and they are NVIDIA's to check.
 sanitize() {
 	CK_RUN_CASE=kernels compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 --target-processes all \
 		--kernel-name-exclude kns=multiply env LD_PRELOAD="$plain" "$check"
