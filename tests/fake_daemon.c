@@ -11,7 +11,7 @@
 #include "tests/fake_endpoint.h"
 #include "tests/fuzz.h"
 
-static uint64_t ahead_ns; /* of the real clock */
+static _Atomic uint64_t ahead_ns; /* of the real clock, which all threads ask for */
 static char folder[64];
 static struct config_source source;
 static struct config config;
