@@ -1,6 +1,6 @@
 /*
- * A library to preload into the programs (LD_PRELOAD): each place from which they call what can fail, such as malloc, is
- * a site, numbered as they come to it; at one of them the first call fails.
+ * A library to preload into the programs (LD_PRELOAD): each place from which they call what can fail, such as malloc,
+ * is a site, numbered as they come to it; at one of them the first call fails.
  *
  * MAMBA2D_FAULT_SITES names a file with a struct plan that the test has mapped as well.  Calls that libraries make by
  * themselves are let through: how ZeroMQ lives without memory is not ours to test.
@@ -189,14 +189,15 @@ FAILING(int, setrlimit, (int resource, const void *limit), (resource, limit), -1
 FAILING(int, sigprocmask, (int how, const void *set, void *old), (how, set, old), -1, EINVAL)
 FAILING(int, pthread_create, (void *thread, const void *attributes, void *(*run)(void *), void *arg),
 	(thread, attributes, run, arg), EAGAIN, 0)
-FAILING(int, getaddrinfo, (const char *host, const char *port, const void *hints, void *list), (host, port, hints, list),
-	-10 /* EAI_MEMORY */, 0)
+FAILING(int, getaddrinfo, (const char *host, const char *port, const void *hints, void *list),
+	(host, port, hints, list), -10 /* EAI_MEMORY */, 0)
 
 /* --- libraries --- */
 
 FAILING(void *, XXH3_createState, (void), (), NULL, ENOMEM)
 FAILING(int, yaml_parser_initialize, (void *parser), (parser), 0, ENOMEM)
-FAILING(void *, MHD_create_response_from_buffer, (size_t size, void *buffer, int mode), (size, buffer, mode), NULL, ENOMEM)
+FAILING(void *, MHD_create_response_from_buffer, (size_t size, void *buffer, int mode), (size, buffer, mode), NULL,
+	ENOMEM)
 FAILING(void *, zmq_ctx_new, (void), (), NULL, EMFILE)
 FAILING(int, zmq_ctx_set, (void *context, int option, int value), (context, option, value), -1, EINVAL)
 FAILING(void *, zmq_socket, (void *context, int type), (context, type), NULL, EMFILE)
@@ -206,13 +207,15 @@ FAILING(int, zmq_getsockopt, (void *socket, int option, void *value, size_t *siz
 	EINVAL)
 FAILING(int, zmq_connect, (void *socket, const char *address), (socket, address), -1, EMFILE)
 FAILING(int, zmq_bind, (void *socket, const char *address), (socket, address), -1, EADDRINUSE)
-FAILING(int, zmq_socket_monitor, (void *socket, const char *address, int events), (socket, address, events), -1, EMFILE)
+FAILING(int, zmq_socket_monitor, (void *socket, const char *address, int events), (socket, address, events), -1,
+	EMFILE)
 FAILING(int, zmq_poll, (void *items, int n, long timeout), (items, n, timeout), -1, EFAULT)
 FAILING(int, zmq_msg_init_size, (void *msg, size_t size), (msg, size), -1, ENOMEM)
 FAILING(int, zmq_msg_init_data, (void *msg, void *data, size_t size, void *release, void *hint),
 	(msg, data, size, release, hint), -1, ENOMEM)
 FAILING(int, zmq_msg_send, (void *msg, void *socket, int flags), (msg, socket, flags), -1, ENOTSOCK)
 FAILING(int, zmq_msg_recv, (void *msg, void *socket, int flags), (msg, socket, flags), -1, ENOTSOCK)
-FAILING(int, zmq_send, (void *socket, const void *data, size_t size, int flags), (socket, data, size, flags), -1, ENOTSOCK)
+FAILING(int, zmq_send, (void *socket, const void *data, size_t size, int flags), (socket, data, size, flags), -1,
+	ENOTSOCK)
 FAILING(int, zmq_curve_keypair, (char *public_key, char *secret_key), (public_key, secret_key), -1, ENOTSUP)
 FAILING(int, zmq_curve_public, (char *public_key, const char *secret_key), (public_key, secret_key), -1, ENOTSUP)

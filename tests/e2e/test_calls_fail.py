@@ -1,4 +1,4 @@
-"""Every call that may fail does so once: memory, descriptors, threads, sockets.  Nothing crashes, hangs or goes wrong."""
+"""Every call that may fail does so once: memory, descriptors, threads, sockets.  Nothing crashes, hangs or is wrong."""
 import mmap
 import os
 import re

@@ -169,8 +169,8 @@ def test_where_a_daemon_is_looked_for(tmp_path):
     told = subprocess.run([MAMBA2CTL, "status"], env={"RUNTIME_DIRECTORY": str(tmp_path / "file")}, text=True,
                           capture_output=True)
     assert told.returncode == 3 and f"{tmp_path}/file: is not a folder of this user" in told.stderr
-    for environment, expected in ({"XDG_RUNTIME_DIR": str(tmp_path)}, f"{tmp_path}/mamba2d"), ({}, "/tmp/mamba2d-65534"):
-        told = subprocess.run(["unshare", "--user", MAMBA2CTL, "status"], env={**environment, "PATH": os.environ["PATH"]},
+    for where, expected in ({"XDG_RUNTIME_DIR": str(tmp_path)}, f"{tmp_path}/mamba2d"), ({}, "/tmp/mamba2d-65534"):
+        told = subprocess.run(["unshare", "--user", MAMBA2CTL, "status"], env={**where, "PATH": os.environ["PATH"]},
                               text=True, capture_output=True)
         if "unshare:" in told.stderr:
             pytest.skip("no user namespaces here")

@@ -193,7 +193,8 @@ def test_the_journal_gets_fields(golden, short_path):
         journal.bind(short_path + "/journal/socket")
         journal.settimeout(TIMEOUT)
         daemon = Daemon(golden(CASE).folder, window=WINDOW, start=False)
-        daemon.prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", JOURNAL, short_path + "/journal"]
+        daemon.prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", JOURNAL,
+                         short_path + "/journal"]
         try:
             daemon.start()
             peer = Peer(daemon)
