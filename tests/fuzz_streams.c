@@ -204,7 +204,7 @@ static void take_error(size_t stream, const struct message *error)
 		open_feed(stream);
 		break;
 	case REFUSED_TOO_MANY_STREAMS:
-		feed->fed = feed->is_open = false;
+		feed->fed = feed->is_open = feed->asked = false;
 		break;
 	case REFUSED_SHUTTING_DOWN:
 	case REFUSED_CLOSED:
