@@ -3,7 +3,8 @@
  * is a site, numbered as they come to it; at one of them the first call fails.
  *
  * MAMBA2D_FAULT_SITES names a file with a struct plan that the test has mapped as well.  Calls that libraries make by
- * themselves are let through: how ZeroMQ lives without memory is not ours to test.
+ * themselves are let through: how ZeroMQ lives without memory is not ours to test; nor is what a library that is linked
+ * into the program, such as CUDA's, does before main.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,7 +36,7 @@ static struct plan *plan;
 static uintptr_t begin, end;         /* of the program's own code */
 static uintptr_t sites[SITES_MAX];
 static atomic_flag locked = ATOMIC_FLAG_INIT;
-static atomic_bool over;             /* main has returned: what a coverage build still does is no site */
+static atomic_bool within;           /* main: what a coverage build still does behind it is no site either */
 
 /* The program itself comes first. */
 static int find_program(struct dl_phdr_info *info, size_t size, void *arg)
@@ -67,7 +68,29 @@ __attribute__((constructor)) static void prepare(void)
 
 static void finish(void)
 {
-	over = true;
+	within = false;
+}
+
+typedef int main_function(int argc, char **argv, char **environment);
+typedef void hook(void);
+
+static main_function *program;
+
+static int begin_program(int argc, char **argv, char **environment)
+{
+	atexit(finish);
+	within = true;
+	return program(argc, argv, environment);
+}
+
+/* What the C library starts a program with. */
+int __libc_start_main(main_function *main, int argc, char **argv, hook *init, hook *fini, hook *rtld_fini, void *stack_end)
+{
+	int (*next)(main_function *, int, char **, hook *, hook *, hook *, void *);
+
+	*(void **)&next = dlsym(RTLD_NEXT, "__libc_start_main");
+	program = main;
+	return next(begin_program, argc, argv, init, fini, rtld_fini, stack_end);
 }
 
 /* Is this the first call from its site, and the site the one at which it fails? */
@@ -77,15 +100,13 @@ static int fails(const void *from, const char *call)
 	uint32_t i = 0;
 	int failed = 0;
 
-	if (!plan || over || site < begin || site >= end)
+	if (!plan || !within || site < begin || site >= end)
 		return 0;
 	while (atomic_flag_test_and_set(&locked))
 		;
 	while (i < plan->n && sites[i] != site)
 		i++;
 	if (i == plan->n && i < SITES_MAX) {
-		if (!i)
-			atexit(finish);
 		sites[i] = site;
 		failed = ++plan->n == plan->site;
 	}
