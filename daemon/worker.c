@@ -60,7 +60,7 @@ static void start_next(struct worker *worker)
 
 	job->error.code = 0;
 	job->started_ns = clock_ns();
-	job->skipped = worker->failed;
+	job->skipped = worker->failed && job->kind == JOB_BATCH;
 	if (job->skipped) {
 		error_set(&job->error, ERR_DEVICE, "not run: the batch before it failed");
 	} else {

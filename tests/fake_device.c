@@ -12,6 +12,8 @@ struct cache {
 	uint32_t state;
 };
 
+atomic_bool fake_failure;
+
 static int fake_open(const struct model *model, const struct device_options *options, struct device **ret_device,
 		     struct error *err)
 {
@@ -94,7 +96,11 @@ static void run_segment(const struct device *device, const struct segment *segme
 
 static int fake_submit(struct device *device, const struct batch *batch, struct error *err)
 {
-	(void)err;
+	static atomic_bool failed;
+
+	failed = atomic_exchange(&fake_failure, false) && !failed;
+	if (failed)
+		return error_set(err, ERR_DEVICE, "a failure was asked for");
 	for (size_t i = 0; i < batch->n_segments; i++)
 		run_segment(device, &batch->segments[i]);
 	return 0;

@@ -5,7 +5,11 @@
 #ifndef TESTS_FAKE_DEVICE_H
 #define TESTS_FAKE_DEVICE_H
 
+#include <stdatomic.h>
 #include <stdint.h>
+
+/* Set by a test: the next batch fails, unless the one before it did, and nothing is set any more. */
+extern atomic_bool fake_failure;
 
 /* A number from anywhere as one that the device may have: a whole one that a float can be. */
 static inline uint32_t fake_number(float number)

@@ -1,5 +1,5 @@
 /*
- * The stream table under random sequences of messages, time, evictions and restarts.
+ * The stream table under random sequences of messages, time, evictions, batches that fail, and restarts.
  *
  * The input is a list of things to do.  Two peers feed four streams as PROTOCOL.md tells a client that must lose nothing:
  * they keep rows from `durable` on, confirm what they have, and open with `from` after every reconnect.  Whatever
@@ -312,8 +312,11 @@ static void act(void)
 		if (!feed->asked)
 			send_rows(stream, feed->sent, 1 + how % 16, how & 16, false, how & 32);
 		break;
-	case 16: case 17: case 18:
+	case 16: case 17:
 		break; /* let the daemon work */
+	case 18:
+		fake_failure = true;
+		break;
 	case 19:
 		fake_time_passes(UINT64_C(1000000) << next_byte() % 15);
 		break;
@@ -420,6 +423,7 @@ static void run(uint8_t variant)
 		reconnect(peer);
 	rc = fake_daemon_run(&server);
 	must((rc != 0) == (ending == KILLED));
+	must(!server.state_stats.errors && !server.state_stats.damaged); /* the disk is well, whatever batches do */
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
