@@ -3,8 +3,8 @@
  * those before it are started, waits for it when those before it are finished, and tells the loop; so one batch is
  * started while an older one is waited for, and no job ever overtakes another.
  *
- * On an idle device a batch that only has to be started is started by the loop itself: handing it over is all that its
- * windows would wait for.  Behind another batch there is time for that, and the loop has better things to do.
+ * On an idle device a batch of one window that only has to be started is started by the loop itself: handing it over is
+ * all that the window would wait for.  Larger ones have time for that, and the loop has better things to do.
  */
 #include "daemon/worker.h"
 
@@ -167,6 +167,13 @@ void worker_free(struct worker *worker)
 	free(worker);
 }
 
+/* Is it a batch of one window, on a device that computes by itself? */
+static bool is_little(const struct device *device, const struct job *job)
+{
+	return device->depth > 1 && job->kind == JOB_BATCH && job->batch.n_segments == 1 &&
+	       job->batch.segments[0].rows <= device->window;
+}
+
 void worker_submit(struct worker *worker, struct job *job)
 {
 	bool idle;
@@ -177,7 +184,7 @@ void worker_submit(struct worker *worker, struct job *job)
 	if (idle)
 		worker->progress_ns = clock_ns();
 	worker->jobs[worker->handed % WORKER_JOBS_MAX] = job;
-	if (idle && job->kind == JOB_BATCH && worker->device->depth > 1)
+	if (idle && is_little(worker->device, job))
 		start_next(worker);
 	worker->handed++; /* no thread has seen the job before */
 	pthread_mutex_unlock(&worker->lock);

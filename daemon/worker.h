@@ -41,7 +41,7 @@ int worker_new(struct device *device, int fd, struct worker **ret_worker, struct
 void worker_free(struct worker *worker); /* waits for what was handed over; NULL is fine */
 
 /*
- * Hand a job over; a batch for an idle device may be started on the way.  The caller keeps count: never more than
+ * Hand a job over; a little batch for an idle device may be started on the way.  The caller keeps count: never more than
  * WORKER_JOBS_MAX before collecting.
  */
 void worker_submit(struct worker *worker, struct job *job);
