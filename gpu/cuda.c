@@ -55,8 +55,8 @@ struct cuda {
 	cudaStream_t compute, in, out;
 	struct batch_view *view; /* on the device: the batch that computes */
 	struct turn turns[DEPTH];
-	unsigned submitted; /* of the submitting thread */
-	unsigned waited;    /* of the waiting one */
+	unsigned submitted; /* batches so far: of whoever submits, one at a time */
+	unsigned waited;    /* likewise of whoever waits */
 	atomic_bool lost;
 };
 
