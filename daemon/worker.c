@@ -67,6 +67,7 @@ static void start_next(struct worker *worker)
 		pthread_mutex_unlock(&worker->lock);
 		start(worker->device, job);
 		pthread_mutex_lock(&worker->lock);
+		worker->failed |= job->error.code != 0; /* before the next one starts: it may need this one's caches */
 	}
 	worker->started++;
 	pthread_cond_broadcast(&worker->moved);
