@@ -259,7 +259,8 @@ static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_fr
 	if (message.type == MESSAGE_HIDDEN) {
 		check_rows(stream, &message, n > 2 ? frames[2].data : "", n > 2 ? frames[2].size : 0);
 		check_published(stream, &message);
-	} else if (message.event == EVENT_CLOSED || message.event == EVENT_RESET) {
+	} else if (message.event == EVENT_CLOSED || message.event == EVENT_RESET ||
+		   (message.event == EVENT_EVICTED && !server.store)) { /* without states it begins anew */
 		published[stream].known = false;
 	}
 	return ENDPOINT_SENT;
