@@ -10,7 +10,8 @@ import urllib.request
 import numpy as np
 import pytest
 
-from harness import MAMBA2CTL, MAMBA2D, TESTS, Peer, Subscriber, same_bytes
+from faults import library
+from harness import MAMBA2CTL, MAMBA2D, Peer, Subscriber, same_bytes
 from test_ctl import Published
 from test_security import Secured
 
@@ -24,16 +25,11 @@ class Calls:
     HEAD = struct.Struct("II32s")
 
     def __init__(self, folder):
-        library, path = folder / "faultcalls.so", folder / "sites"
-        compiler = shutil.which(os.environ.get("CC", "cc"))
-        if not compiler:
-            pytest.skip("no C compiler")
-        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, os.path.join(TESTS, "e2e", "faultcalls.c")],
-                       check=True)
+        path = folder / "sites"
         with open(path, "w+b") as file:
             file.truncate(self.HEAD.size)
             self.plan = mmap.mmap(file.fileno(), 0)
-        self.environment = {"LD_PRELOAD": str(library), "MAMBA2D_FAULT_SITES": str(path)}
+        self.environment = {"LD_PRELOAD": library("faultcalls", folder), "MAMBA2D_FAULT_SITES": str(path)}
 
     def arm(self, site):
         self.HEAD.pack_into(self.plan, 0, site, 0, b"")

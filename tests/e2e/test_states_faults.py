@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from faults import NAMES, READING, REMOVING, WRITING, Faults, SmallDisk
+from faults import NAMES, REMOVING, WRITING, Faults, SmallDisk
 from harness import Peer, Subscriber, TIMEOUT, same_bytes, varied
 from keeper import Feed, Keeper
 from test_states_killed import finish, run

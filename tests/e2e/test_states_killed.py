@@ -7,7 +7,6 @@ import os
 import time
 
 import pytest
-import zmq
 
 from harness import Peer, Subscriber, TIMEOUT, same_bytes, varied
 from keeper import Feed, Keeper

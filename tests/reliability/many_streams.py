@@ -12,7 +12,6 @@ import random
 import sys
 
 import numpy as np
-import zmq
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 from harness import Daemon, Golden, Peer, data_frames, pack  # noqa: E402
