@@ -1,4 +1,5 @@
 """Keys: who is let in, what each may do, what changes while the daemon runs, and what keeps it from starting."""
+import contextlib
 import os
 import stat
 import signal
@@ -125,7 +126,8 @@ def strangers(secured, n, address):
         peer = Receiver(secured.daemon, zmq.DEALER, (*zmq.curve_keypair(), key(secured.keyring.own + ".pub")))
         events = peer.socket.get_monitor_socket(AUTH | DONE)
         peer.socket.connect(address)
-        peer.socket.send_multipart([b"s", pack({"v": 1, "type": "open"})])
+        with contextlib.suppress(zmq.Again):  # it may be refused already, and then nothing would ever take this
+            peer.socket.send_multipart([b"s", pack({"v": 1, "type": "open"})], zmq.DONTWAIT)
         peers.append((peer, events))
     ends = []
     for peer, events in peers:
