@@ -15,7 +15,7 @@
 
 #define FRAMES_MAX 3
 #define EVENTS "inproc://events"
-#define HIGH_WATER 1000          /* messages queued each way */
+#define HIGH_WATER 1000          /* messages queued to be sent */
 #define HEARTBEAT_INTERVAL_MS 5000
 #define HEARTBEAT_TIMEOUT_MS 15000 /* a daemon silent for so long is connected to anew */
 #define RECONNECT_MS 100         /* first pause, doubled up to the longest */
@@ -40,7 +40,7 @@ static int configure(void *socket)
 	static const struct { int name, value; } options[] = {
 		{ ZMQ_LINGER, 0 },
 		{ ZMQ_SNDHWM, HIGH_WATER },
-		{ ZMQ_RCVHWM, HIGH_WATER },
+		{ ZMQ_RCVHWM, 0 }, /* credit bounds it; heartbeats beside a full queue end the process: libzmq 3937 */
 		{ ZMQ_HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS },
 		{ ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS },
 		{ ZMQ_RECONNECT_IVL, RECONNECT_MS },

@@ -425,8 +425,15 @@ class Client:
             raise ValueError(f"this Client was made without the address of the daemon's {role} socket")
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
+        if kind == zmq.SUB:  # may fill its queue, which together with heartbeats ends the process (libzmq issue 4767)
+            socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+            socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 15)
+            socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+            socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+        else:
+            socket.setsockopt(zmq.RCVHWM, 0)  # credit bounds it
+            socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
         if self._keys and not self._addresses[role].startswith("ipc:"):  # there a file's mode decides
             socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = self._keys
         return socket

@@ -92,7 +92,7 @@ def test_handshakes_that_never_end(daemons, rows):
 
 def test_a_peer_that_never_reads_its_acks(daemons, rows):
     """Hundreds of streams owe it acks that it leaves lying: the others do not notice."""
-    daemon = daemons(CASE, window=WINDOW, **{"log.level": "info"})
+    daemon = daemons(CASE, window=WINDOW, shutdown_timeout=10, **{"log.level": "info"})
     good, sleeper = Peer(daemon), Sleeper(daemon, 500)
     want = good.encode(rows)
     before = daemon.memory()
@@ -141,7 +141,7 @@ def test_a_subscriber_that_never_reads(daemons, rows):
 
 def test_who_reads_late_is_served_beside_one_who_never_reads(daemons, rows):
     """Its replies go on as soon as it reads, although acks of the other one fail and the daemon is busy."""
-    daemon = daemons(CASE, window=1, **{"log.level": "info"})
+    daemon = daemons(CASE, window=1, shutdown_timeout=10, **{"log.level": "info"})
     good, late, sleeper = Peer(daemon), Receiver(daemon, zmq.DEALER), Sleeper(daemon, 500)
     want = good.encode(rows)
     late.socket.setsockopt(zmq.RCVHWM, 1)
