@@ -63,3 +63,15 @@ def short_path():
     """A folder for ipc sockets, whose paths may not be long."""
     with tempfile.TemporaryDirectory(prefix="mamba2d-") as folder:
         yield folder
+
+
+@pytest.fixture(scope="module")
+def rows(request, golden):
+    """Rows for the module's CASE that do not repeat themselves."""
+    return harness.varied(golden(request.module.CASE).rows, 60)
+
+
+@pytest.fixture(scope="module")
+def want(request, shared_daemons, rows):
+    """Their hidden states, from an undisturbed daemon with the module's WINDOW."""
+    return harness.Peer(shared_daemons(request.module.CASE, window=request.module.WINDOW)).encode(rows)

@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from faults import Clock
-from harness import TIMEOUT, Peer, Receiver, same_bytes, varied
+from harness import TIMEOUT, Peer, Receiver, same_bytes
 from keeper import Feed, Keeper
 from test_states_killed import finish, run
 
@@ -17,16 +17,6 @@ CASE, WINDOW = "seed-46032", 8
 YEAR = 365 * 86400
 TO_1970 = -int(time.time())
 JUMPS = (YEAR, TO_1970, 0, -YEAR, 40 * YEAR, -1, 3600)
-
-
-@pytest.fixture(scope="module")
-def rows(golden):
-    return varied(golden(CASE).rows, 60)
-
-
-@pytest.fixture(scope="module")
-def want(shared_daemons, rows):
-    return Peer(shared_daemons(CASE, window=WINDOW)).encode(rows)
 
 
 def year(daemon):

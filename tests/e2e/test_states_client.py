@@ -14,21 +14,11 @@ import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../protocol/python"))
 
-from harness import Peer, TIMEOUT, same_bytes, varied
+from harness import TIMEOUT, same_bytes
 from mamba2d import Client
 
 CASE, WINDOW = "seed-46032", 8
 KILLS = int(os.environ.get("MAMBA2D_KILLS", 15))
-
-
-@pytest.fixture(scope="module")
-def rows(golden):
-    return varied(golden(CASE).rows, 60)
-
-
-@pytest.fixture(scope="module")
-def want(shared_daemons, rows):
-    return Peer(shared_daemons(CASE, window=WINDOW)).encode(rows)
 
 
 class Killer(threading.Thread):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from faults import NAMES, REMOVING, WRITING, Faults, SmallDisk
-from harness import Peer, Subscriber, TIMEOUT, same_bytes, varied
+from harness import Peer, Subscriber, TIMEOUT, same_bytes
 from keeper import Feed, Keeper
 from test_states_killed import finish, run
 
@@ -19,16 +19,6 @@ CASE, WINDOW = "seed-46032", 8
 ALL = os.environ.get("MAMBA2D_FAULTS") == "all"
 KILLS = int(os.environ.get("MAMBA2D_KILLS", 15))
 FOR_GOOD = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def rows(golden):
-    return varied(golden(CASE).rows, 60)
-
-
-@pytest.fixture(scope="module")
-def want(shared_daemons, rows):
-    return Peer(shared_daemons(CASE, window=WINDOW)).encode(rows)
 
 
 @pytest.fixture
