@@ -129,36 +129,42 @@ def connect(address):
 
 
 class Throttle:
-    """Stands between one client and the daemon: bytes that the client sends pass only up to a limit, and in steps."""
+    """
+    Stands between one client and the daemon: bytes that the client sends pass only up to a limit, and in steps.
+
+    The client's connection stays until close(), which is for when the client's socket is gone: where a connection breaks in
+    the middle of a message while its socket is being closed, libzmq 4.3 ends the process (session_base.cpp, clean_pipes).
+    """
 
     def __init__(self, address, limit, step=1 << 20, pause=0):
         self.limit, self.step, self.pause = limit, step, pause
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.daemon = connect(address)
+        self.client, self.daemon = None, connect(address)
         self.passed, self.closed = 0, threading.Event()
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self):
-        client, _ = self.listener.accept()
-        threading.Thread(target=self.answer, args=(client, ), daemon=True).start()
+        self.client, _ = self.listener.accept()
+        threading.Thread(target=self.answer, daemon=True).start()
         with contextlib.suppress(OSError):
             while self.passed < self.limit:
-                data = client.recv(min(self.step, self.limit - self.passed))
+                data = self.client.recv(min(self.step, self.limit - self.passed))
                 self.daemon.sendall(data)
                 self.passed += len(data)
                 time.sleep(self.pause)
 
-    def answer(self, client):
+    def answer(self):
         """The daemon's bytes pass until it ends the connection."""
         with contextlib.suppress(OSError):
             while data := self.daemon.recv(65536):
-                client.sendall(data)
+                self.client.sendall(data)
         self.closed.set()
 
     def close(self):
-        self.listener.close()
-        self.daemon.close()
+        for connection in (self.listener, self.daemon, self.client):
+            if connection:
+                connection.close()
 
 
 class Sleeper(Receiver):

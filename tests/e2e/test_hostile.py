@@ -20,7 +20,14 @@ def rows(golden):
 
 
 @pytest.fixture
-def secured(daemons, tmp_path):
+def throttled():
+    """What makes a Throttle; all are closed after the daemons' fixture has closed the clients' sockets."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *limits, **pace: stack.enter_context(contextlib.closing(Throttle(*limits, **pace)))
+
+
+@pytest.fixture
+def secured(throttled, daemons, tmp_path):
     secured = Secured(daemons, tmp_path, **{"limits.message_bytes": MIB, "log.level": "info"})
     secured.let("peer", "write read")
     return secured
@@ -31,12 +38,12 @@ def behind(secured, throttle):
     return Peer(secured.daemon, throttle.address, secured.keyring.keys("peer"))
 
 
-def test_a_message_that_never_ends(secured, rows):
+def test_a_message_that_never_ends(secured, throttled, rows):
     """A third of a gigabyte in frames that are small enough by themselves: cut, long before it is in memory."""
     good = secured.peer("peer")
     want = good.encode(rows)
     before = secured.daemon.memory()
-    throttle = Throttle(secured.tcp["ingest"], 330 * MIB)
+    throttle = throttled(secured.tcp["ingest"], 330 * MIB)
     bad = behind(secured, throttle)
     bad.frames(b"s", *[bytes(MIB)] * 340)
     while not throttle.closed.wait(0.01):
@@ -44,23 +51,22 @@ def test_a_message_that_never_ends(secured, rows):
     assert throttle.passed < 330 * MIB
     assert secured.daemon.memory() - before < 200 * MIB
     assert "a connection is cut" in secured.daemon.log()
-    throttle.close()
 
 
-def test_halves_of_messages_then_silence(secured, rows):
+def test_halves_of_messages_then_silence(secured, throttled, rows):
     """Twenty of them; four messages' worth may stay, and who finishes its messages, however slowly, is left alone."""
     good = secured.peer("peer")
     want = good.encode(rows)
-    throttles = [Throttle(secured.tcp["ingest"], 900_000) for _ in range(20)]
-    bad = [behind(secured, throttle) for throttle in throttles]
+    silent = [throttled(secured.tcp["ingest"], 900_000) for _ in range(20)]
+    bad = [behind(secured, throttle) for throttle in silent]
     for peer in bad:
         peer.frames(b"s", bytes(MIB))
-    slow = Throttle(secured.tcp["ingest"], 1 << 40, step=1 << 14, pause=0.01)
+    slow = throttled(secured.tcp["ingest"], 1 << 40, step=1 << 14, pause=0.01)
     patient = behind(secured, slow)
     patient.open(b"patient")
     sent = 0
     deadline = time.monotonic() + TIMEOUT
-    while sum(t.closed.is_set() for t in throttles) < 16 or sent < 20:
+    while sum(throttle.closed.is_set() for throttle in silent) < 16 or sent < 20:
         assert time.monotonic() < deadline
         assert same_bytes(good.encode(rows), want)
         if sent < 20:
@@ -68,8 +74,6 @@ def test_halves_of_messages_then_silence(secured, rows):
             sent += 1
     patient.ack(b"patient", next=5 * sent * len(rows))
     assert not slow.closed.is_set()
-    for throttle in (*throttles, slow):
-        throttle.close()
 
 
 def test_handshakes_that_never_end(daemons, rows):
