@@ -12,6 +12,7 @@
 
 #include "daemon/ctl.h"
 #include "daemon/npy.h"
+#include "protocol/refusal.h"
 #include "protocol/streamid.h"
 
 #define DEFAULT_PUBLISH "tcp://127.0.0.1:5702"
@@ -248,7 +249,7 @@ int ctl_recv(int argc, char **argv)
 	    !(rc = client_subscribe(r.client, r.id, r.id_size, &err)))
 		rc = receive(&r, &err);
 	if (rc)
-		status = ctl_fail("recv", CTL_FAILED, &err);
+		status = ctl_fail("recv", err.code == REFUSED_DENIED ? CTL_REFUSED : CTL_FAILED, &err);
 	else if (r.path)
 		status = finish_file(&r);
 	client_free(r.client, 0);

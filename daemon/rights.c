@@ -160,7 +160,8 @@ static int read_line(const struct place *place, char *line, struct rights *right
 	if (name_taken(rights, name))
 		return bad(place, "this name has a key already", name, err);
 	if (rights->authorised == KEYS_MAX)
-		return bad(place, "too many keys", name, err);
+		return error_set(err, ERR_FORMAT, "%s:%zu: \"%.60s\": one key too many, expected up to %d", place->path,
+				 place->line, name, KEYS_MAX);
 	grant = get(rights, bytes);
 	if (grant && grant->name)
 		return bad(place, "this key stands here twice", key, err);

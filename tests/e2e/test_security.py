@@ -1,5 +1,6 @@
 """Keys: who is let in, what each may do, what changes while the daemon runs, and what keeps it from starting."""
 import contextlib
+import itertools
 import os
 import stat
 import signal
@@ -11,6 +12,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
+from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from harness import (MAMBA2CTL, MAMBA2D, ROOT, TIMEOUT, Golden, Peer, Receiver, Subscriber, data_frames, meanwhile,
@@ -548,12 +550,23 @@ def test_mamba2ctl_shows_keys(secured, rows, tmp_path):
     np.save(tmp_path / "rows.npy", rows)
     sent = ctl("send", "--ingest", secured.tcp["ingest"], *keys, "--end", "s", str(tmp_path / "rows.npy"))
     assert (sent.returncode, sent.stderr) == (0, "")
+    recv = ("recv", "--publish", secured.tcp["publish"], "--count", "1", *keys, "r")
+    with subprocess.Popen([MAMBA2CTL, *recv], stdout=subprocess.PIPE, text=True) as process:
+        deadline, peer, epochs = time.monotonic() + TIMEOUT, Peer(secured.daemon), itertools.count()
+        while process.poll() is None:  # it may not have subscribed yet
+            assert time.monotonic() < deadline
+            epoch = next(epochs)
+            peer.open(b"r", epoch=epoch)
+            peer.data(b"r", rows, epoch=epoch, end=True)
+            peer.hidden(b"r", 0, len(rows), epoch=epoch)
+        assert process.returncode == 0 and "rows" in process.stdout.readline()
     keygen(ring.path("stranger"))
     keys[1] = ring.path("stranger")
     refused = ctl("status", "--control", secured.tcp["control"], *keys)
     assert refused.returncode == 4 and "does not let this key in" in refused.stderr
-    refused = ctl("send", "--ingest", secured.tcp["ingest"], *keys, "s", str(tmp_path / "rows.npy"))
-    assert refused.returncode == 4 and "does not let this key in" in refused.stderr
+    for refused in (ctl("send", "--ingest", secured.tcp["ingest"], *keys, "s", str(tmp_path / "rows.npy")),
+                    ctl("recv", "--publish", secured.tcp["publish"], *keys)):
+        assert refused.returncode == 4 and "does not let this key in" in refused.stderr, refused
     for wrong, message in ((["--key", keys[1]], "go together"),
                            (["--key", ring.own + ".pub", "--server-key", ring.own + ".pub"], "a secret key is for"),
                            (["--key", ring.own, "--server-key", ring.own],
@@ -668,6 +681,8 @@ def test_key_files_that_are_wrong_are_named(tmp_path):
                           f"a {good} " + "write=x " * 2000: "too long a line"}.items():
         keys.write_text("# fine\n\n" + line + "\n")
         assert f"security.authorized_keys: {keys}:" in text() and message in text(), line
+    keys.write_text("".join(f"name-{i} {z85.encode(os.urandom(32)).decode()}\n" for i in range(10_001)))
+    assert f"{keys}:10001: \"name-10000\": one key too many, expected up to 10000" in text()
     assert "security.authorized_keys: expected the file" in start(f"security.secret_key={own}")[1]
     assert "security.secret_key: expected a key file" in start(f"security.authorized_keys={keys}")[1]
 
