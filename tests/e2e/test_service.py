@@ -214,6 +214,14 @@ def test_the_journal_gets_fields(golden, short_path):
     assert fields[b"SYSLOG_IDENTIFIER"] == b"mamba2d" and any(b"MESSAGE=ready" in message for message in said)
 
 
+def test_what_is_named_begins_no_line_of_the_log(golden, short_path):
+    """A model's folder with a line break in its name would forge one."""
+    folder = f"{short_path}/model\n<0>forged"
+    os.symlink(golden(CASE).folder, folder)
+    log = Daemon(folder, window=WINDOW).close()
+    assert "model <0>forged" in log and "\n<0>" not in log
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
 @pytest.mark.parametrize("dropin, exposure", [(None, 12), ("gpu.conf", 16)])
 def test_the_units_may_do_little(tmp_path, dropin, exposure):
