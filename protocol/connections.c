@@ -16,7 +16,8 @@
 #include <zmq.h>
 
 #define DESCRIPTORS_MAX (1 << 20)
-#define LITTLE 65536 /* bytes: a handshake, heartbeats, the start of a message */
+#define EVENT_BYTES 6 /* 16 bits of what, 32 of which file descriptor; the frame behind it, an address, does not matter */
+#define LITTLE 65536  /* bytes: a handshake, heartbeats, the start of a message */
 
 struct connection {
 	uint64_t since; /* by the clock */
@@ -30,6 +31,8 @@ struct connection {
 
 struct connections {
 	void *socket, *events;
+	unsigned char event[EVENT_BYTES];
+	bool waits; /* the event, for memory */
 	uint64_t clock;
 	struct connection *item; /* [n], by file descriptor */
 	size_t n;
@@ -70,7 +73,7 @@ void connections_free(struct connections *connections)
 
 /* --- who is there --- */
 
-/* Make room for a file descriptor.  Without memory its connection is not known. */
+/* Make room for a file descriptor; false without memory. */
 static bool make_room(struct connections *connections, size_t fd)
 {
 	size_t n = connections->n ? connections->n : 64;
@@ -78,8 +81,6 @@ static bool make_room(struct connections *connections, size_t fd)
 
 	if (fd < connections->n)
 		return true;
-	if (fd >= DESCRIPTORS_MAX)
-		return false;
 	while (n <= fd)
 		n *= 2;
 	grown = realloc(connections->item, n * sizeof *grown);
@@ -91,39 +92,52 @@ static bool make_room(struct connections *connections, size_t fd)
 	return true;
 }
 
-/* An event: 16 bits of what, 32 of which file descriptor; the frame behind it, an address, does not matter. */
-static void note_event(struct connections *connections, const unsigned char bytes[6])
+/* False without memory: it is to be noted later. */
+static bool note_event(struct connections *connections)
 {
 	bool unwanted;
 	uint16_t event;
 	uint32_t fd;
 
-	memcpy(&event, bytes, sizeof event);
-	memcpy(&fd, bytes + sizeof event, sizeof fd);
+	memcpy(&event, connections->event, sizeof event);
+	memcpy(&fd, connections->event + sizeof event, sizeof fd);
+	if (fd >= DESCRIPTORS_MAX)
+		return true;
 	if (!make_room(connections, fd))
-		return;
+		return false;
 	if (event == ZMQ_EVENT_DISCONNECTED) {
 		connections->item[fd].there = false;
-		return;
+		return true;
 	}
 	unwanted = connections->item[fd].unwanted;
 	connections->item[fd] = (struct connection){ .since = ++connections->clock, .there = true };
 	if (unwanted)
 		connections_cut(connections, (int)fd);
+	return true;
 }
 
-void connections_catch_up(struct connections *connections)
+static bool next_event(struct connections *connections)
 {
-	unsigned char bytes[6];
 	int size;
 
-	while ((size = zmq_recv(connections->events, bytes, sizeof bytes, ZMQ_DONTWAIT)) >= 0 || errno == EINTR) {
+	while ((size = zmq_recv(connections->events, connections->event, EVENT_BYTES, ZMQ_DONTWAIT)) >= 0 ||
+	       errno == EINTR) {
 		int more = 0;
 		size_t more_size = sizeof more;
 
 		zmq_getsockopt(connections->events, ZMQ_RCVMORE, &more, &more_size);
-		if (size == sizeof bytes && more)
-			note_event(connections, bytes);
+		if (size == EVENT_BYTES && more)
+			return true;
+	}
+	return false;
+}
+
+void connections_catch_up(struct connections *connections)
+{
+	while (connections->waits || next_event(connections)) {
+		connections->waits = !note_event(connections);
+		if (connections->waits)
+			return;
 	}
 }
 
@@ -164,7 +178,7 @@ void connections_cut_next(struct connections *connections, int fd)
 {
 	if (find(connections, fd))
 		connections_cut(connections, fd);
-	else if (fd >= 0 && make_room(connections, (size_t)fd))
+	else if (fd >= 0 && fd < DESCRIPTORS_MAX && make_room(connections, (size_t)fd))
 		connections->item[fd].unwanted = true;
 }
 

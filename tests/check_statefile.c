@@ -298,6 +298,7 @@ START_TEST(sound_but_wrong)
 		{ "\"emitted\":\"", "\"emitted\":\"-", ERR_FORMAT, "emitted" },
 		{ "\"position\":\"", "\"position\":\" ", ERR_FORMAT, "position" },
 		{ "\"epoch\"", "\"hcope\"", ERR_FORMAT, "epoch" },
+		{ "\"source_origin\":\"", "\"source_origin\":\"-", ERR_FORMAT, "source_origin" },
 		{ "\"stream\":\"", "\"stream\":\"g", ERR_FORMAT, "stream" },
 		{ "\"pending\"", "\"gnidnep\"", ERR_FORMAT, "tensor pending is missing" },
 		{ "layers.1.ssm_state", "layers.7.ssm_state", ERR_FORMAT, "tensor layers.1.ssm_state is missing" },

@@ -1,6 +1,6 @@
 /*
  * A library to preload into the programs (LD_PRELOAD): each place from which they call what can fail, such as malloc,
- * is a site, numbered as they come to it; at one of them the first call fails.
+ * is a site, numbered as they come to it; at one of them one call fails, such as the first.
  *
  * MAMBA2D_FAULT_SITES names a file with a struct plan that the test has mapped as well.  Calls that libraries make by
  * themselves are let through: how ZeroMQ lives without memory is not ours to test; nor is what a library that is linked
@@ -27,14 +27,17 @@
 extern void *__libc_malloc(size_t size), *__libc_calloc(size_t n, size_t size), *__libc_realloc(void *old, size_t size);
 
 struct plan {
-	uint32_t site;        /* the first call of this one fails, counted from 1; 0: none; written by the test */
+	uint32_t site, nth;   /* that call of that site fails, both counted from 1; site 0: none; written by the test */
 	_Atomic uint32_t n;   /* sites so far */
 	char call[32];        /* that failed */
 };
 
 static struct plan *plan;
 static uintptr_t begin, end;         /* of the program's own code */
-static uintptr_t sites[SITES_MAX];
+static struct {
+	uintptr_t from;
+	uint32_t calls; /* so far */
+} sites[SITES_MAX];
 static atomic_flag locked = ATOMIC_FLAG_INIT;
 static atomic_bool within;           /* main: what a coverage build still does behind it is no site either */
 
@@ -93,23 +96,26 @@ int __libc_start_main(main_function *main, int argc, char **argv, hook *init, ho
 	return next(begin_program, argc, argv, init, fini, rtld_fini, stack_end);
 }
 
-/* Is this the first call from its site, and the site the one at which it fails? */
-static int fails(const void *from, const char *call)
+/* Is this the call that fails? */
+static bool fails(const void *from, const char *call)
 {
 	const uintptr_t site = (uintptr_t)from;
 	uint32_t i = 0;
-	int failed = 0;
+	bool failed;
 
 	if (!plan || !within || site < begin || site >= end)
-		return 0;
+		return false;
 	while (atomic_flag_test_and_set(&locked))
 		;
-	while (i < plan->n && sites[i] != site)
+	while (i < plan->n && sites[i].from != site)
 		i++;
-	if (i == plan->n && i < SITES_MAX) {
-		sites[i] = site;
-		failed = ++plan->n == plan->site;
+	if (i == plan->n) {
+		if (i == SITES_MAX)
+			abort();
+		sites[i].from = site;
+		plan->n++;
 	}
+	failed = ++sites[i].calls == plan->nth && i + 1 == plan->site;
 	atomic_flag_clear(&locked);
 	if (failed)
 		strncpy(plan->call, call, sizeof plan->call - 1);

@@ -1,4 +1,8 @@
-"""Every call that may fail does so once: memory, descriptors, threads, sockets.  Nothing crashes, hangs or is wrong."""
+"""
+Every call that may fail does so once: memory, descriptors, threads, sockets.  Nothing crashes, hangs or is wrong.
+Each place that calls sees its first call fail; MAMBA2D_CALLS=N: each of its first N, by turns.
+"""
+import itertools
 import mmap
 import os
 import re
@@ -17,12 +21,13 @@ from test_security import Secured
 
 pytestmark = pytest.mark.native  # sanitizers have the memory to themselves
 CASE = "causal-lm-sharded"
+CALLS = int(os.environ.get("MAMBA2D_CALLS", 1))
 
 
 class Calls:
     """At which site calls fail, in programs with this environment: see faultcalls.c."""
 
-    HEAD = struct.Struct("II32s")
+    HEAD = struct.Struct("III32s")
 
     def __init__(self, folder):
         path = folder / "sites"
@@ -31,29 +36,29 @@ class Calls:
             self.plan = mmap.mmap(file.fileno(), 0)
         self.environment = {"LD_PRELOAD": library("faultcalls", folder), "MAMBA2D_FAULT_SITES": str(path)}
 
-    def arm(self, site):
-        self.HEAD.pack_into(self.plan, 0, site, 0, b"")
+    def arm(self, site, nth):
+        self.HEAD.pack_into(self.plan, 0, site, nth, 0, b"")
 
     def sites(self):
         """How many there were."""
-        return self.HEAD.unpack_from(self.plan)[1]
+        return self.HEAD.unpack_from(self.plan)[2]
 
     def failed(self):
         """The call that failed."""
-        return self.HEAD.unpack_from(self.plan)[2].rstrip(b"\0").decode()
+        return self.HEAD.unpack_from(self.plan)[3].rstrip(b"\0").decode()
 
     def each(self, attempt):
         """attempt() without a failure, and then with one at each site in turn."""
-        self.arm(0)
+        self.arm(0, 0)
         attempt()
         sites = self.sites()
         assert sites
-        for site in range(1, sites + 1):
-            self.arm(site)
+        for nth, site in itertools.product(range(1, CALLS + 1), range(1, sites + 1)):
+            self.arm(site, nth)
             try:
                 attempt()
             except Exception as error:
-                raise AssertionError(f"{self.failed()} failed, at site {site} of {sites}") from error
+                raise AssertionError(f"{self.failed()} failed, call {nth} at site {site} of {sites}") from error
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_a_peer_that_never_reads_its_acks(daemons, rows):
 
 
 def test_a_peer_that_never_reads_its_refusals(daemons, rows):
-    """Some are kept for it, the others are lost to it; that is said, and nobody else waits."""
+    """Some are kept for it, the others are lost to it; that is said, and nobody else waits.  Its hidden states wait for it."""
     daemon = daemons(CASE, window=WINDOW, **{"log.level": "info"})
     good, sleeper = Peer(daemon), Sleeper(daemon, 1)
     want = good.encode(rows)
@@ -119,7 +119,11 @@ def test_a_peer_that_never_reads_its_refusals(daemons, rows):
         for _ in range(1000):
             sleeper.socket.send_multipart([b"sleeper-0", b"nonsense"])
         assert same_bytes(good.encode(rows), want)
+    sleeper.socket.send_multipart([b"late", pack({"v": 1, "type": "open", "reply": True})])
+    sleeper.socket.send_multipart(data_frames(b"late", rows, end=True))
+    assert same_bytes(good.encode(rows), want)
     assert daemon.memory() - before < 50 * MIB
+    assert same_bytes(sleeper.hidden(b"late", 0, len(rows)), want)
     sleeper.close()
 
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from harness import BUILD, ROOT, TIMEOUT, Daemon, Peer
+from harness import BUILD, ROOT, TIMEOUT, Daemon, Peer, same_bytes
 
 CASE, WINDOW = "seed-46032", 8
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
@@ -118,7 +118,8 @@ def test_ready_status_stopping(golden, manager, start):
     assert said.index("STATUS") < said.index("READY")
     assert daemon.ask("status")["ok"]
     Peer(daemon).encode(golden(CASE).rows)
-    assert "serving" in manager.wait("STATUS", "rows/s")["STATUS"]
+    while not re.search("serving .* rows/s in, .* batches [1-9]", manager.wait("STATUS")["STATUS"]):
+        pass
     daemon.terminate()
     assert daemon.wait() == 0
     stopping = next(message for message in manager.rest() if "STOPPING" in message)
@@ -220,6 +221,18 @@ def test_what_is_named_begins_no_line_of_the_log(golden, short_path):
     os.symlink(golden(CASE).folder, folder)
     log = Daemon(folder, window=WINDOW).close()
     assert "model <0>forged" in log and "\n<0>" not in log
+
+
+def test_a_log_that_cannot_be_written(golden):
+    """A full disk behind stderr stops nothing."""
+    daemon = Daemon(golden(CASE).folder, window=WINDOW, start=False)
+    daemon.prefix = ["sh", "-c", 'exec "$0" "$@" 2>/dev/full']
+    daemon.start()
+    peer = Peer(daemon)
+    peer.header(b"nobody", type="flush")  # which is logged
+    peer.refusal(b"nobody", "closed")
+    assert same_bytes(peer.encode(golden(CASE).rows), peer.encode(golden(CASE).rows))
+    assert daemon.close() == ""
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
