@@ -413,16 +413,18 @@ static int answer_request(struct server *server, size_t frame, struct error *err
 
 int commands_receive(struct server *server, struct error *err)
 {
+	const uint64_t end = clock_ns() + TURN_NS;
 	int rc;
 
-	while ((rc = endpoint_receive(server->control, &server->message, err)) > 0) {
-		size_t frame = control_request_frame(&server->message);
+	do {
+		size_t frame;
 
-		if (!security_knows(server, server->control, &server->message))
-			continue;
-		rc = frame ? answer_request(server, frame, err) : 0;
-		if (rc)
+		rc = endpoint_receive(server->control, &server->message, err);
+		if (rc <= 0)
 			return rc;
-	}
+		frame = control_request_frame(&server->message);
+		rc = frame && security_knows(server, server->control, &server->message) ?
+			     answer_request(server, frame, err) : 0;
+	} while (!rc && clock_ns() < end);
 	return rc;
 }

@@ -14,8 +14,6 @@
 
 #include "daemon/clock.h"
 
-#define TURN_NS 200000u /* a peer with many messages, or costly ones, holds up those whose windows are ready no longer */
-
 /* A message on its way through this file. */
 struct arrival {
 	const struct endpoint_message *frames;
@@ -41,18 +39,21 @@ static int check_payload(const struct server *server, const struct arrival *arri
 	size_t hidden_size = server->model->shape.hidden_size;
 	size_t expected = message_payload_bytes(m);
 
+	if (arrival->payload_size > server->config->limits.message_bytes)
+		return error_set(err, REFUSED_BAD_SIZE, "payload of %zu bytes, limits.message_bytes allows %" PRIu64
+				 ": split the message", arrival->payload_size, server->config->limits.message_bytes);
 	if (arrival->payload_size != expected)
 		return error_set(err, REFUSED_BAD_SIZE, "payload of %zu bytes, expected %zu by shape and dtype",
 				 arrival->payload_size, expected);
-	if (!m->has_shape || !m->rows)
+	if (!m->has_shape)
 		return 0;
 	if (m->rows > UINT32_MAX || (m->has_pos && m->pos > UINT64_MAX / 2))
-		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: too many", m->pos,
-				 m->rows);
+		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: expected less than 2^63 "
+				 "and 2^32", m->pos, m->rows);
 	if (dtype_is_float(m->dtype) && m->columns != hidden_size)
 		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "], expected [rows, %zu]",
 				 m->rows, m->columns, hidden_size);
-	if (!dtype_is_float(m->dtype) && !server->model->embeddings.data)
+	if (m->rows && !dtype_is_float(m->dtype) && !server->model->embeddings.data)
 		return error_set(err, REFUSED_BAD_DTYPE, "dtype %s: the checkpoint has no embeddings for token ids",
 				 dtype_name(m->dtype));
 	return 0;
@@ -119,6 +120,12 @@ static enum epoch compare_epoch(const struct stream *stream, const struct arriva
 	return epoch > latest ? EPOCH_NEW : EPOCH_STALE;
 }
 
+/* What a message says of positions, got and from, in the stream's own numbering. */
+static uint64_t translate(uint64_t pos, uint64_t origin)
+{
+	return pos > origin ? pos - origin : 0;
+}
+
 static int stale(const struct stream *stream, struct arrival *arrival, struct error *err)
 {
 	return error_set(err, REFUSED_STALE_EPOCH, "epoch %" PRIu64 " is over, the stream is in epoch %" PRIu64,
@@ -134,8 +141,8 @@ static int begin_life(struct server *server, const struct arrival *arrival, cons
 
 	if (server->phase != SERVER_SERVING)
 		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
-	if (old && epoch <= old->epoch) /* the producer never learned of our gap resets */
-		epoch = old->epoch + 1;
+	if (old && epoch <= old->epoch && stream_next_epoch(old, &epoch, err)) /* it never learned of our gap resets */
+		return err->code;
 	rc = stream_new(server, arrival->id, arrival->id_size, epoch, arrival->peer, ret_stream, err);
 	if (rc)
 		return rc;
@@ -274,6 +281,7 @@ static int mind_the_gap(struct server *server, struct arrival *arrival, struct s
 		return 0;
 	if (stream_reset(server, stream, text, ret_life, err))
 		return err->code;
+	(*ret_life)->source_epoch = arrival->message.epoch;
 	(*ret_life)->source_origin = pos;
 	return 0;
 }
@@ -352,11 +360,11 @@ static int hold(struct server *server, struct arrival *arrival, struct held_list
 
 /* Begin to load a known stream, or a state of it that rewinds it; the message waits for that. */
 static int load(struct server *server, struct arrival *arrival, struct saved *saved, struct stream *stream,
-		struct error *err)
+		uint64_t origin, struct error *err)
 {
 	const struct message *m = &arrival->message;
 
-	resuming_start(server, stream, saved, m->type == MESSAGE_OPEN && m->has_from, m->from);
+	resuming_start(server, stream, saved, m->type == MESSAGE_OPEN && m->has_from, translate(m->from, origin));
 	stream_install(server, stream);
 	return hold(server, arrival, &stream->held, err);
 }
@@ -406,11 +414,11 @@ static int find_elsewhere(struct server *server, struct arrival *arrival, struct
 		return 0;
 	if (stream_new(server, arrival->id, arrival->id_size, arrival->message.epoch, NULL, &stream, err))
 		return err->code;
-	return load(server, arrival, saved, stream, err);
+	return load(server, arrival, saved, stream, 0, err); /* if it has another origin, it is rewound when it is there */
 }
 
 /* Rows are to come again from before what was emitted: from a state on disk, at worst from position 0. */
-static int rewind_stream(struct server *server, struct arrival *arrival, struct stream *stream,
+static int rewind_stream(struct server *server, struct arrival *arrival, struct stream *stream, uint64_t origin,
 			 struct stream **ret_stream, struct error *err)
 {
 	struct saved *saved = states_find(server, stream->key);
@@ -419,7 +427,7 @@ static int rewind_stream(struct server *server, struct arrival *arrival, struct 
 	if (rc)
 		return rc;
 	if (saved && states_has(saved, stream->epoch))
-		return load(server, arrival, saved, *ret_stream, err);
+		return load(server, arrival, saved, *ret_stream, origin, err);
 	stream_install(server, *ret_stream);
 	return 0;
 }
@@ -470,8 +478,8 @@ static int choose_life(struct server *server, struct arrival *arrival, struct st
 	if (server->phase != SERVER_SERVING && m->type == MESSAGE_DATA && m->rows)
 		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
 	*ret_new = false;
-	if (m->type == MESSAGE_OPEN && m->has_from && m->from < stream->emitted)
-		return rewind_stream(server, arrival, stream, ret_stream, err);
+	if (m->type == MESSAGE_OPEN && m->has_from && translate(m->from, *ret_origin) < stream->emitted)
+		return rewind_stream(server, arrival, stream, *ret_origin, ret_stream, err);
 	*ret_stream = stream;
 	return 0;
 }
@@ -480,9 +488,9 @@ static int choose_life(struct server *server, struct arrival *arrival, struct st
  * What the peer says it has got; what it lacks comes after that.  A peer that opens may lack what another one had; the
  * state on disk then has to say so.
  */
-static void note_got(struct server *server, struct stream *stream, const struct message *m, bool reply)
+static void note_got(struct server *server, struct stream *stream, const struct message *m, uint64_t origin, bool reply)
 {
-	uint64_t got = m->has_got ? m->got : m->has_from ? m->from : stream->got;
+	uint64_t got = m->has_got ? translate(m->got, origin) : m->has_from ? translate(m->from, origin) : stream->got;
 	bool changed = reply != stream->reply || (m->type == MESSAGE_OPEN && got < stream->got);
 
 	stream->reply = reply;
@@ -514,6 +522,8 @@ static int handle(struct server *server, struct arrival *arrival, struct error *
 	} else {
 		placed = stream;
 	}
+	if (placed != stream) /* a gap began it, at its source_origin */
+		origin = placed->source_origin;
 	if (new_life && placed == stream)
 		stream_install(server, stream);
 	else if (new_life)
@@ -521,7 +531,7 @@ static int handle(struct server *server, struct arrival *arrival, struct error *
 	stream = placed;
 	if (m->type == MESSAGE_OPEN || !stream->feeder)
 		stream_feed(server, stream, arrival->peer);
-	note_got(server, stream, m, m->type == MESSAGE_OPEN ? m->reply && arrival->router : stream->reply);
+	note_got(server, stream, m, origin, m->type == MESSAGE_OPEN ? m->reply && arrival->router : stream->reply);
 	stream->active_ms = server->now_ms;
 	list_append(&server->idle, &stream->idle);
 	if (arrival->router)

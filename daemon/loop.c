@@ -89,7 +89,8 @@ static int open_sockets(struct server *server, struct error *err)
 	const struct config *config = server->config;
 	const struct shape *shape = &server->model->shape;
 	struct endpoint_options ingest = {
-		.message_bytes = config->limits.message_bytes, .send_high_water = INGEST_HIGH_WATER,
+		/* up to here ingest refuses what is too much, and says so; a larger frame ends its connection */
+		.message_bytes = 2 * config->limits.message_bytes + MESSAGE_HEADER_MAX, .send_high_water = INGEST_HIGH_WATER,
 		.receive_high_water = INGEST_HIGH_WATER
 	};
 	struct endpoint_options publish = {
@@ -264,18 +265,6 @@ static void read_signals(struct server *server)
 	}
 }
 
-/* XPUB delivers subscriptions.  Where there are no keys, the socket does what they ask for by itself. */
-static int take_subscriptions(struct server *server, struct error *err)
-{
-	int rc;
-
-	if (server->security.zap)
-		return security_subscriptions(server, err);
-	while ((rc = endpoint_receive(server->publish, &server->message, err)) > 0)
-		;
-	return rc;
-}
-
 static void retry_stalled(struct server *server)
 {
 	struct list stalled;
@@ -357,7 +346,7 @@ static int turn(struct server *server, int64_t due, struct error *err)
 		if (endpoints[i] == server->security.zap)
 			rc = security_serve(server, err);
 		else if (endpoints[i] == server->publish)
-			rc = take_subscriptions(server, err);
+			rc = security_subscriptions(server, err);
 		else if (endpoints[i] == server->control)
 			rc = commands_receive(server, err);
 		else

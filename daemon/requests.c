@@ -130,7 +130,8 @@ static int make_stream(struct server *server, const struct request *request, str
 
 	state->reply = false;
 	if (old) {
-		state->epoch = old->epoch + 1;
+		if (stream_next_epoch(old, &state->epoch, err))
+			return err->code;
 		state->source_epoch = state->epoch;
 		state->source_origin = 0;
 	}

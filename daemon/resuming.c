@@ -81,22 +81,29 @@ static void go_live(struct server *server, struct stream *stream, bool saved)
 	ingest_held(server, &list);
 }
 
+/* It does not come back: the messages that wait are handled without it. */
+static void begin_anew(struct server *server, struct stream *stream)
+{
+	struct held_list list = stream->held;
+
+	stream->held = (struct held_list){ NULL, NULL };
+	stream->phase = STREAM_RETIRED;
+	stream_settle(server, stream);
+	ingest_held(server, &list);
+}
+
 /* It cannot be had: the messages that waited are refused with why. */
 static void give_up(struct server *server, struct stream *stream, struct saved *saved, const char *why)
 {
 	struct log_about about = { stream->id, stream->id_size, refusal_name(REFUSED_STATE_DAMAGED) };
-	struct held_list list = stream->held;
 
-	stream->held = (struct held_list){ NULL, NULL };
 	log_about(LOG_LEVEL_ERROR, &about, "stream cannot be resumed: %s", why);
 	server->state_stats.damaged++;
 	if (saved) {
 		free(saved->damage);
 		saved->damage = strdup(why);
 	}
-	stream->phase = STREAM_RETIRED;
-	stream_settle(server, stream);
-	ingest_held(server, &list);
+	begin_anew(server, stream);
 }
 
 /* Take over what reading taught about the generations. */
@@ -157,10 +164,15 @@ void resuming_read(struct server *server, struct slot *slot)
 		return;
 	}
 	states_well(server, STORE_READ);
-	if (task->error.code || !saved) {
+	if (!saved) { /* it was reset meanwhile */
+		states_free_slot(server, slot);
+		begin_anew(server, stream);
+		return;
+	}
+	if (task->error.code) {
 		char why[sizeof task->error.text];
 
-		snprintf(why, sizeof why, "%s", task->error.code ? task->error.text : "its states are gone");
+		snprintf(why, sizeof why, "%s", task->error.text);
 		states_free_slot(server, slot);
 		give_up(server, stream, saved, why);
 		return;
@@ -225,6 +237,11 @@ void resuming_copied(struct server *server, struct slot *slot)
 	struct error error = slot->job.error;
 
 	stream->in_flight--;
+	if (!request && !states_find(server, stream->key)) { /* it was reset meanwhile */
+		states_free_slot(server, slot);
+		begin_anew(server, stream);
+		return;
+	}
 	if (!error.code)
 		adopt(server, stream, slot->state, &error);
 	if (!error.code && strcmp(slot->state->device, stream->lane->device->description))

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "daemon/clock.h"
 #include "daemon/server.h"
 #include "protocol/connections.h"
 #include "protocol/subscribers.h"
@@ -193,14 +194,16 @@ static int grant(struct subscribers *subscribers, const struct rights *rights, c
 int security_subscriptions(struct server *server, struct error *err)
 {
 	struct subscribers *subscribers = endpoint_subscribers(server->publish);
+	const uint64_t end = clock_ns() + TURN_NS;
 	struct subscription asked;
 	int rc;
 
-	while ((rc = subscribers_next(subscribers, &asked, err)) > 0) {
-		rc = grant(subscribers, server->security.rights, &asked, err);
-		if (rc)
+	do {
+		rc = subscribers_next(subscribers, &asked, err);
+		if (rc <= 0)
 			return rc;
-	}
+		rc = grant(subscribers, server->security.rights, &asked, err);
+	} while (!rc && clock_ns() < end);
 	return rc;
 }
 

@@ -42,6 +42,8 @@
 #include "protocol/message.h"
 #include "protocol/refusal.h"
 
+#define TURN_NS 200000u /* what is costly, or many, holds up those whose windows are ready no longer */
+
 /* What a stream puts into a batch. */
 struct entry {
 	struct stream *stream;
@@ -206,6 +208,9 @@ void stream_flush(struct server *server, struct stream *stream);
 
 /* Take no more rows; flush; say end and the event when all is out. */
 void stream_end(struct server *server, struct stream *stream, enum message_event event);
+
+/* The epoch after the stream's.  REFUSED_STALE_EPOCH: there is none. */
+int stream_next_epoch(const struct stream *stream, uint64_t *ret_epoch, struct error *err);
 
 /* A detached next life in a new epoch with a zero cache; consumers will get a reset event with text. */
 int stream_reset(struct server *server, struct stream *stream, const char *text, struct stream **ret_stream,

@@ -5,6 +5,7 @@
 #include "daemon/server.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -265,12 +266,23 @@ int stream_rewind(struct server *server, struct stream *stream, struct stream **
 	return 0;
 }
 
+int stream_next_epoch(const struct stream *stream, uint64_t *ret_epoch, struct error *err)
+{
+	if (stream->epoch == UINT64_MAX)
+		return error_set(err, REFUSED_STALE_EPOCH, "the stream is in its last epoch, %" PRIu64, stream->epoch);
+	*ret_epoch = stream->epoch + 1;
+	return 0;
+}
+
 int stream_reset(struct server *server, struct stream *stream, const char *text, struct stream **ret_stream,
 		 struct error *err)
 {
 	struct stream *life = NULL;
-	int rc = stream_new(server, stream->id, stream->id_size, stream->epoch + 1, stream->feeder, &life, err);
+	uint64_t epoch = 0;
+	int rc = stream_next_epoch(stream, &epoch, err);
 
+	if (!rc)
+		rc = stream_new(server, stream->id, stream->id_size, epoch, stream->feeder, &life, err);
 	if (rc)
 		return rc;
 	life->reply = stream->reply;

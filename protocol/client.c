@@ -15,7 +15,10 @@
 
 #define FRAMES_MAX 3
 #define EVENTS "inproc://events"
-#define HIGH_WATER 1000          /* messages queued to be sent */
+#define HIGH_WATER 1000          /* messages queued to be sent, and published ones that were received */
+#define KEEPALIVE_IDLE_S 15      /* after so long TCP asks whether the other machine is there, */
+#define KEEPALIVE_INTERVAL_S 5   /* this often, */
+#define KEEPALIVE_COUNT 3        /* and so many times */
 #define HEARTBEAT_INTERVAL_MS 5000
 #define HEARTBEAT_TIMEOUT_MS 15000 /* a daemon silent for so long is connected to anew */
 #define RECONNECT_MS 100         /* first pause, doubled up to the longest */
@@ -35,14 +38,23 @@ static int zmq_error(struct error *err, const struct client *client, const char 
 	return error_set(err, ERR_SYSTEM, "%s %s: %s", what, client->address, zmq_strerror(errno));
 }
 
-static int configure(void *socket)
+/*
+ * What a SUB has received is bounded by its queue, what others have by credit, or by their one question.  Heartbeats
+ * beside a queue that may be full end the process (libzmq's issue 3937), so a SUB has those of TCP.
+ */
+static int configure(void *socket, enum client_kind kind)
 {
-	static const struct { int name, value; } options[] = {
+	const bool published = kind == CLIENT_SUBSCRIBE;
+	const struct { int name, value; } options[] = {
 		{ ZMQ_LINGER, 0 },
 		{ ZMQ_SNDHWM, HIGH_WATER },
-		{ ZMQ_RCVHWM, 0 }, /* credit bounds it; heartbeats beside a full queue end the process: libzmq 3937 */
-		{ ZMQ_HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS },
-		{ ZMQ_HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS },
+		{ ZMQ_RCVHWM, published ? HIGH_WATER : 0 },
+		{ ZMQ_HEARTBEAT_IVL, published ? 0 : HEARTBEAT_INTERVAL_MS },
+		{ ZMQ_HEARTBEAT_TIMEOUT, published ? 0 : HEARTBEAT_TIMEOUT_MS },
+		{ ZMQ_TCP_KEEPALIVE, 1 },
+		{ ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S },
+		{ ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL_S },
+		{ ZMQ_TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT },
 		{ ZMQ_RECONNECT_IVL, RECONNECT_MS },
 		{ ZMQ_RECONNECT_IVL_MAX, RECONNECT_MAX_MS },
 		{ ZMQ_IPV6, 1 }
@@ -85,7 +97,7 @@ int client_new(enum client_kind kind, const char *address, const struct client_k
 	client->context = zmq_ctx_new();
 	if (client->context)
 		client->socket = zmq_socket(client->context, kind == CLIENT_SUBSCRIBE ? ZMQ_SUB : ZMQ_DEALER);
-	if (!client->socket || configure(client->socket) != 0 || show_keys(client, keys) != 0
+	if (!client->socket || configure(client->socket, kind) != 0 || show_keys(client, keys) != 0
 	    || zmq_connect(client->socket, address) != 0) {
 		status = zmq_error(err, client, "cannot connect to");
 		client_free(client, 0);

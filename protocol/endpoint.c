@@ -25,11 +25,9 @@
 #define RECONNECT_MAX_MS 5000
 #define KEEPALIVE_IDLE_S 15        /* after so long TCP asks whether the other machine is there, */
 #define KEEPALIVE_INTERVAL_S 5
-#define UNHEARD_MS 30000           /* and one that has not answered for so long is gone */
+#define UNTAKEN_MS 300000          /* and one that takes nothing of what is sent to it for so long is gone */
 #define CURVE_BYTES 64             /* that encryption adds to a frame, at most */
 #define SOCKETS_MAX 64             /* of a context; connections do not count */
-#define DISCARD_EVERY 64    /* published messages */
-#define DISCARD_AT_ONCE 4096
 
 struct endpoint_storage {
 	zmq_msg_t kept[ENDPOINT_FRAMES_MAX];
@@ -99,7 +97,7 @@ static int configure(void *socket, const struct endpoint_options *options)
 		{ ZMQ_TCP_KEEPALIVE, 1 },
 		{ ZMQ_TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S },
 		{ ZMQ_TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL_S },
-		{ ZMQ_TCP_MAXRT, UNHEARD_MS }
+		{ ZMQ_TCP_MAXRT, UNTAKEN_MS }
 	};
 
 	if (zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &largest, sizeof largest) != 0)
@@ -141,7 +139,8 @@ static int watch(struct endpoint *endpoint, struct error *err)
 int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, const struct endpoint_options *options,
 		 struct endpoint **ret_endpoint, struct error *err)
 {
-	static const int types[] = { ZMQ_ROUTER, ZMQ_SUB, ZMQ_XPUB, ZMQ_ROUTER, ZMQ_REP };
+	static const int types[] = { ZMQ_ROUTER, ZMQ_SUB, ZMQ_PUB, ZMQ_ROUTER, ZMQ_REP };
+	const bool asked = kind == ENDPOINT_PUBLISH && options->secret_key; /* who may subscribe; an XPUB can be */
 	struct endpoint *endpoint = calloc(1, sizeof *endpoint);
 	size_t fd_size = sizeof endpoint->fd;
 	int status;
@@ -161,7 +160,7 @@ int endpoint_new(struct endpoint_context *context, enum endpoint_kind kind, cons
 			return error_memory(err, "an endpoint");
 		}
 	}
-	endpoint->socket = zmq_socket(context->zmq, types[kind]);
+	endpoint->socket = zmq_socket(context->zmq, asked ? ZMQ_XPUB : types[kind]);
 	if (!endpoint->socket || configure(endpoint->socket, options) != 0
 	    || configure_kind(endpoint->socket, kind, endpoint->keyed) != 0
 	    || zmq_getsockopt(endpoint->socket, ZMQ_FD, &endpoint->fd, &fd_size) != 0) {
@@ -500,27 +499,12 @@ static int send_following(void *socket, zmq_msg_t *msgs, size_t n)
 	return failure == 0 ? 0 : -1;
 }
 
-/* Now and then take what subscribers have sent, which is of no use here, but is kept for us until we do. */
-static void discard_subscriptions(struct endpoint *endpoint)
-{
-	zmq_msg_t msg;
-
-	if (endpoint->n_published++ % DISCARD_EVERY != 0)
-		return;
-	for (int i = 0; i < DISCARD_AT_ONCE && receive_frame(endpoint->socket, &msg); i++)
-		zmq_msg_close(&msg);
-}
-
 /* Send the first frame to every subscriber that has room. */
 static int publish_first(struct endpoint *endpoint, const struct endpoint_frame *frame, bool more,
 			 enum endpoint_sent *ret_sent)
 {
 	bool dropped = false;
-	int status;
-
-	if (!endpoint->subscribers)
-		discard_subscriptions(endpoint);
-	status = send_first(endpoint, frame, more);
+	int status = send_first(endpoint, frame, more);
 	if (status != 0 && errno == EAGAIN) {
 		dropped = true;
 		status = send_first_lossy(endpoint, frame, more);

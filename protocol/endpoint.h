@@ -17,7 +17,7 @@
 enum endpoint_kind {
 	ENDPOINT_INGEST,    /* ROUTER, mandatory: frames carry the peer's identity in front */
 	ENDPOINT_SUBSCRIBE, /* SUB to everything */
-	ENDPOINT_PUBLISH,   /* XPUB, no silent drops */
+	ENDPOINT_PUBLISH,   /* PUB, with keys XPUB; no silent drops */
 	ENDPOINT_CONTROL,   /* ROUTER */
 	ENDPOINT_ZAP        /* REP: see zap.h */
 };

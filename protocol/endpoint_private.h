@@ -26,7 +26,6 @@ struct endpoint {
 	struct tally *missed;     /* of ENDPOINT_PUBLISH */
 	struct connections *connections; /* if it is keyed */
 	struct subscribers *subscribers; /* of ENDPOINT_PUBLISH that is keyed */
-	unsigned int n_published;
 	char address[ENDPOINT_ADDRESS_MAX];
 };
 

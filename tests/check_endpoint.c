@@ -426,33 +426,6 @@ START_TEST(nobody_subscribes)
 }
 END_TEST
 
-/* What subscribers send is thrown away, however much it is. */
-START_TEST(subscriptions_do_not_pile_up)
-{
-	struct endpoint *publish = open_endpoint(ENDPOINT_PUBLISH, ipc_address);
-	void *peer = connect_peer(ZMQ_XSUB, NULL, 10, publish);
-	struct endpoint_message message;
-	char text[32];
-
-	for (int i = 0; i < 1000; i++) {
-		snprintf(text, sizeof text, "\x01stream %03d", i);
-		ck_assert_int_ge(zmq_send(peer, text, strlen(text), 0), 0);
-	}
-	do {
-		ck_assert_int_eq(send_lent(publish, "stream 999", "header", "", 0), ENDPOINT_SENT);
-		nap();
-	} while (!peer_receive(peer, text, sizeof text, ZMQ_DONTWAIT));
-	ck_assert_str_eq(text, "stream 999");
-	for (int i = 0; i < 100; i++)
-		send_lent(publish, "nobody", "", "", 0);
-	ck_assert_int_eq(endpoint_message_init(&message, &err), 0);
-	ck_assert_int_eq(endpoint_receive(publish, &message, &err), 0);
-	endpoint_message_clear(&message);
-	zmq_close(peer);
-	endpoint_free(publish, 0);
-}
-END_TEST
-
 /* A send that the socket cannot do fails, and what was lent is given back once. */
 START_TEST(impossible_send)
 {
@@ -684,7 +657,6 @@ int main(void)
 	tcase_add_test(sockets, identity_is_handed_over);
 	tcase_add_loop_test(sockets, slow_subscriber, 1, 3);
 	tcase_add_test(sockets, nobody_subscribes);
-	tcase_add_test(sockets, subscriptions_do_not_pile_up);
 	tcase_add_test(sockets, impossible_send);
 	tcase_add_test(sockets, first_frame_is_released_too);
 	tcase_add_test(sockets, linger);

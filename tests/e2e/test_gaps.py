@@ -185,6 +185,40 @@ def test_a_new_epoch_after_a_reset(lossy, rows):
     assert refusals(daemon) == {"stale_epoch": 1}
 
 
+def test_the_numbering_of_an_ack_is_used_and_a_gap_follows(daemons, rows):
+    """Then that numbering goes on to be understood, and the one before it is over: nothing is applied twice."""
+    daemon = daemons(CASE, window=WINDOW, **{"streams.on_gap": "reset"})
+    peer = Peer(daemon)
+    peer.open(b"s")
+    peer.data(b"s", rows[:2], pos=0)
+    peer.data(b"s", rows[5:8], pos=5)
+    assert peer.ack(b"s", epoch=1, next=3).epoch == 1
+    peer.data(b"s", rows[10:11], pos=5, epoch=1)
+    peer.data(b"s", rows[11:12], pos=6, epoch=1)
+    for epoch, pos in (0, 6), (0, 7), (0, 12):
+        peer.data(b"s", rows[pos:pos + 1], pos=pos)
+        assert peer.refusal(b"s", "stale_epoch").epoch == 2
+    peer.data(b"s", rows[11:14], pos=1, epoch=2, end=True)
+    assert same_bytes(peer.hidden(b"s", 0, 2), peer.encode(rows[:2]))
+    assert same_bytes(peer.hidden(b"s", 0, 3, epoch=1), peer.encode(rows[5:8]))
+    assert same_bytes(peer.hidden(b"s", 0, 4, epoch=2), peer.encode(rows[10:14]))
+
+
+def test_the_last_epoch(daemons, rows):
+    """There is none after it, so none that consumers would take for an older one."""
+    daemon = daemons(CASE, window=WINDOW, **{"streams.on_gap": "reset"})
+    peer, last = Peer(daemon), 2 ** 64 - 1
+    peer.data(b"s", rows[:2], pos=0, epoch=last)
+    peer.data(b"s", rows[5:8], pos=5, epoch=last)
+    peer.refusal(b"s", "stale_epoch")
+    state = daemon.ask("export", stream=b"s")["state"]
+    for answer in daemon.ask("reset", stream=b"s"), daemon.ask("import", stream=b"s", state=state):
+        assert answer["code"] == "stale_epoch"
+    peer.open(b"s", epoch=last)
+    peer.data(b"s", rows[2:], pos=2, epoch=last, end=True)
+    assert same_bytes(peer.hidden(b"s", 0, len(rows), epoch=last), peer.encode(rows))
+
+
 def test_many_publishers_one_of_them_with_gaps(daemons, rows, address):
     daemon = daemons(CASE, window=WINDOW, **{"sockets.subscribe": "@" + address})
     good, bad = Publisher(daemon, address, False), Publisher(daemon, address, False)

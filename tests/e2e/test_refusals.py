@@ -159,11 +159,13 @@ def test_denied_to_a_peer_that_does_not_feed_the_stream(shared_daemons, rows):
 
 
 def test_a_message_of_more_bytes_than_allowed(daemons, rows):
-    """libzmq cuts such a peer off; others do not notice."""
+    """It is refused; libzmq cuts off who sends twice as many.  Others do not notice."""
     daemon = daemons(CASE, window=WINDOW, **{"limits.message_bytes": 65536})
     good, bad = Peer(daemon), Peer(daemon)
     good.open(b"good")
     good.data(b"good", rows[:BEFORE])
+    bad.data(b"bad", np.ones((257, 64), np.float32))
+    assert "limits.message_bytes allows 65536: split" in bad.refusal(b"bad", "bad_size").message
     bad.data(b"bad", np.ones((1024, 64), np.float32))
     good.data(b"good", rows[BEFORE:], end=True)
     assert same_bytes(good.hidden(b"good", 0, len(rows)), good.encode(rows))

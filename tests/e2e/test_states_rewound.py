@@ -45,6 +45,33 @@ def test_to_before_every_state(daemons, golden, tmp_path):
         assert same_bytes(connection.hidden(b"s", 0, 100), want)
 
 
+def test_after_a_gap_in_the_numbering_before_it(daemons, golden, tmp_path):
+    """What the peer has (got) and lacks (from) is told in its own numbering, and understood so, also after a kill."""
+    rows = golden(CASE).rows[:100]
+    daemon = daemons(CASE, window=8, **{"state.dir": str(tmp_path), "state.interval": 1e6, "streams.on_gap": "reset"})
+    peer = Peer(daemon)
+    want = peer.encode(rows[12:30])
+    peer.open(b"s")
+    peer.data(b"s", rows[:10], pos=0)
+    peer.data(b"s", rows[12:20], pos=12, got=8, flush=True)
+    peer.hidden(b"s", 0, 10)
+    peer.hidden(b"s", 0, 8, epoch=1)
+    assert daemon.ask("snapshot", stream=b"s")["ok"]
+    peer.header(b"s", type="flush", got=12)
+    ack = peer.open(b"s", next=8, **{"from": 20, "got": 12})
+    assert (ack.epoch, ack.durable) == (1, 0)
+    daemon.kill()
+    daemon.start()
+    for got in 12, 15:
+        peer = Peer(daemon)
+        ack = peer.open(b"s", **{"from": got})
+        assert (ack.epoch, ack.next, ack.durable) == (1, 0, 0)
+        peer.data(b"s", rows[12:20], pos=12, flush=True)
+        assert same_bytes(peer.hidden(b"s", 0, 8, epoch=1), want[:8])
+    peer.data(b"s", rows[20:30], pos=20, got=20, end=True)
+    assert same_bytes(peer.hidden(b"s", 8, 18, epoch=1), want[8:])
+
+
 def test_before_the_epoch_is_on_disk(daemons, golden, tmp_path):
     """Rows come again from 0, and subscribers, who had them, get none of them twice."""
     rows = np.tile(golden(CASE).rows, (4, 1))[:1000]
