@@ -95,7 +95,7 @@ const struct key config_keys[] = {
 	{ "state.keep", KIND_UINT, AT(state.keep), "2",
 	  "states kept of each stream", .least = 1, .most = GENERATIONS_KEEP_MAX, .live = true },
 	{ "limits.message_bytes", KIND_UINT, AT(limits.message_bytes), "67108864",
-	  "bytes; largest payload accepted", .least = 1024, .most = 4 * GIB },
+	  "bytes; largest payload accepted: a larger one is refused, a frame of twice as many ends its connection", .least = 1024, .most = 4 * GIB },
 	{ "limits.credit_rows", KIND_UINT, AT(limits.credit_rows), "16384",
 	  "rows that one peer may have accepted but not done", .least = 1, .most = GIB, .live = true },
 	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto",

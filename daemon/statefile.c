@@ -362,7 +362,7 @@ static int read_metadata(const struct safetensors *file, const char *name, const
 	return 0;
 }
 
-/* Copy one tensor; its shape must be that of the entry (of pending: any number of rows below a window). */
+/* Copy one tensor, widened; its type and shape must be those of the entry. */
 static int read_tensor(const struct safetensors *file, const char *name, const struct safetensors_entry *entry,
 		       float *dst, struct error *err)
 {
@@ -374,7 +374,7 @@ static int read_tensor(const struct safetensors *file, const char *name, const s
 	    memcmp(tensor->shape, entry->shape, entry->rank * sizeof entry->shape[0]))
 		return error_set(err, ERR_UNSUPPORTED, "%s: tensor %s: of another type or shape than the model's", name,
 				 entry->name);
-	memcpy(dst, tensor->data, tensor->size);
+	dtype_widen(tensor->dtype, tensor->data, tensor->size / dtype_size(tensor->dtype), dst);
 	return 0;
 }
 
@@ -394,6 +394,8 @@ static int read_tensors(const struct safetensors *file, const char *name, const 
 	rc = list_tensors(shape, state->pending_rows, &entries, &names, err);
 	if (rc)
 		return rc;
+	if (pending && pending->has_dtype && dtype_is_float(pending->dtype))
+		entries[2 * shape->num_layers].dtype = pending->dtype; /* as a tool wrote it: ours are float32 */
 	for (size_t i = 0; !rc && i < 2 * shape->num_layers; i++) {
 		rc = read_tensor(file, name, &entries[i], dst, err);
 		dst += i % 2 ? shape_ssm_state_floats(shape) : shape_conv_state_floats(shape);

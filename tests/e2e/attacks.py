@@ -121,6 +121,7 @@ BAD = {
 
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)  # ZMTP's
+READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"  # and a subscriber's command behind it
 
 
 def connect(address):

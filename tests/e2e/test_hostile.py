@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zmq
 
-from attacks import GREETING, Sleeper, Throttle, connect
+from attacks import GREETING, READY, Sleeper, Throttle, connect
 from harness import TIMEOUT, Peer, Receiver, Subscriber, data_frames, meanwhile, pack, same_bytes
 from test_security import Secured
 
@@ -125,6 +125,28 @@ def test_a_peer_that_never_reads_its_refusals(daemons, rows):
     assert daemon.memory() - before < 50 * MIB
     assert same_bytes(sleeper.hidden(b"late", 0, len(rows)), want)
     sleeper.close()
+
+
+SUBSCRIPTIONS = b"".join(bytes([0, 4, what]) + b"zzz" for what in (1, 0)) * 5000  # a frame each: topic zzz, and not
+
+
+def test_a_subscriber_that_asks_without_end(daemons, rows):
+    """Subscribing and taking it back, as fast as it can: what it asked for is not kept, and nobody waits for it."""
+    daemon = daemons(CASE, window=WINDOW, **{"sockets.publish": ["tcp://127.0.0.1:*"]})
+    good, before = Peer(daemon), daemon.memory()
+    want = good.encode(rows)
+
+    def ask(stop):
+        with connect(daemon.ask("status")["sockets"]["publish"]) as connection:
+            connection.sendall(GREETING)
+            connection.sendall(READY)
+            while not stop.is_set():
+                connection.sendall(SUBSCRIPTIONS)
+
+    with meanwhile(ask):
+        for _ in range(300):
+            assert same_bytes(good.encode(rows), want)
+    assert daemon.memory() - before < 50 * MIB
 
 
 def test_a_subscriber_that_never_reads(daemons, rows):

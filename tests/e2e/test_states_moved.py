@@ -1,5 +1,6 @@
 """States go out of a daemon and into one: export, import and fork, by mamba2ctl and by the Python client, and from and
 to Hugging Face's cache."""
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,28 @@ def test_from_one_daemon_to_another(start, rows, want, tmp_path, n):
     ctl(other, "import", file)
     for daemon in (one, other):
         assert same_bytes(feed(daemon, b"moved", rows, n, 60), want[n:60])
+
+
+def with_half_pending(state):
+    """The state as a tool may write it: its pending rows in half precision, and no checksum."""
+    size = int.from_bytes(state[:8], "little")
+    header, data = json.loads(state[8:8 + size]), state[8 + size:]
+    begin, end = header["pending"]["data_offsets"]
+    assert end == len(data)
+    half = np.frombuffer(data[begin:end], np.float32).astype(np.float16).tobytes()
+    header["pending"].update(dtype="F16", data_offsets=[begin, begin + len(half)])
+    del header["__metadata__"]["checksum"]
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[:begin] + half
+
+
+def test_pending_rows_of_another_float_type(start, rows):
+    rows, daemon = rows.astype(np.float16).astype(np.float32), start()
+    want = Peer(daemon).encode(rows)
+    feed(daemon, b"first", rows, 0, 21)
+    state = with_half_pending(daemon.ask("export", stream=b"first")["state"])
+    assert daemon.ask("import", stream=b"second", state=state)["next"] == 21
+    assert same_bytes(feed(daemon, b"second", rows, 21, 60), want[21:60])
 
 
 def test_what_came_in_is_saved_at_once(start, rows, want, tmp_path):
