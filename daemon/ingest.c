@@ -47,7 +47,7 @@ static int check_payload(const struct server *server, const struct arrival *arri
 				 arrival->payload_size, expected);
 	if (!m->has_shape)
 		return 0;
-	if (m->rows > UINT32_MAX || (m->has_pos && m->pos > UINT64_MAX / 2))
+	if (m->rows > UINT32_MAX || (m->has_pos && m->pos > POSITION_MAX))
 		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: expected less than 2^63 "
 				 "and 2^32", m->pos, m->rows);
 	if (dtype_is_float(m->dtype) && m->columns != hidden_size)

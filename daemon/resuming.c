@@ -200,8 +200,10 @@ void resuming_give(struct stream *stream, struct slot *slot)
 /* Give the stream the state's counts and pending rows. */
 static int adopt(struct server *server, struct stream *stream, const struct state *state, struct error *err)
 {
-	uint64_t done = state->emitted > state->position ? state->emitted - state->position : 0;
+	uint64_t done = 0;
 
+	while (done < state->pending_rows && state->positions[done] < state->emitted)
+		done++;
 	if (state->pending_rows) {
 		int rc = stream_add_block(server, stream, err);
 
@@ -209,15 +211,14 @@ static int adopt(struct server *server, struct stream *stream, const struct stat
 			return rc;
 		memcpy(stream->blocks->rows, state->pending,
 		       state->pending_rows * server->model->shape.hidden_size * sizeof *state->pending);
-		for (uint64_t i = 0; i < state->pending_rows; i++)
-			stream->blocks->position[i] = state->position + i;
+		memcpy(stream->blocks->position, state->positions, state->pending_rows * sizeof *state->positions);
 	}
 	stream->epoch = state->epoch;
 	stream->source_epoch = state->source_epoch;
 	stream->source_origin = state->source_origin;
 	stream->accepted = state->pending_rows;
-	stream->done = stream->flushed = done < state->pending_rows ? done : state->pending_rows;
-	stream->next = state->position + state->pending_rows;
+	stream->done = stream->flushed = done;
+	stream->next = state_next(state);
 	stream->emitted = state->emitted;
 	stream->reply = state->reply;
 	stream->got = state->got;

@@ -48,7 +48,7 @@ void saving_hurry(struct server *server, struct stream *stream)
 
 /* --- taking a state --- */
 
-/* Rows behind the cache at consecutive positions, less than a window of them. */
+/* Rows behind the cache, less than a window of them. */
 static void copy_pending(const struct server *server, const struct stream *stream, struct state *state)
 {
 	size_t hidden_size = server->model->shape.hidden_size;
@@ -58,12 +58,11 @@ static void copy_pending(const struct server *server, const struct stream *strea
 	state->position = n ? block->position[0] : stream->next;
 	if (n > server->config->window - 1)
 		n = server->config->window - 1;
-	for (uint64_t i = 1; i < n; i++)
-		if (block->position[i] != block->position[0] + i)
-			n = i;
 	state->pending_rows = n;
-	if (n)
-		memcpy(state->pending, block->rows, n * hidden_size * sizeof *state->pending);
+	if (!n)
+		return;
+	memcpy(state->pending, block->rows, n * hidden_size * sizeof *state->pending);
+	memcpy(state->positions, block->position, n * sizeof *state->positions);
 }
 
 void saving_take(struct server *server, struct stream *stream, struct slot *slot)
@@ -104,7 +103,7 @@ static bool save(struct server *server, struct stream *stream, struct slot *slot
 	slot->saved = saved;
 	slot->generation = (struct generation){
 		.number = ++server->last_number, .epoch = stream->epoch, .emitted = stream->emitted, .known = true,
-		.reach = slot->state->position + slot->state->pending_rows,
+		.reach = state_next(slot->state),
 	};
 	saved->slot = slot;
 	saved->closed = false;

@@ -19,6 +19,7 @@
 #define FORMAT "mamba2d-state-1"
 #define CHECKSUM_TEXT (HASH_TEXT - 1)
 #define NAME_MAX_TENSOR 48
+#define POSITION_TEXT 21 /* the longest number and a comma */
 #define BLOCK ((size_t)SAFETENSORS_BLOCK) /* direct writes are of whole ones, in the file and in memory */
 #define DIRECT_LEAST ((size_t)1 << 20)    /* bytes for which they pay */
 #define WRITE_BYTES ((size_t)4 << 20)     /* at a time */
@@ -40,8 +41,9 @@ int state_new(const struct shape *shape, size_t window, struct state **ret_state
 	if (state) {
 		state->cache = aligned_alloc(BLOCK, (cache_bytes(shape) + BLOCK - 1) / BLOCK * BLOCK);
 		state->pending = malloc(window * shape->hidden_size * sizeof *state->pending);
+		state->positions = malloc(window * sizeof *state->positions);
 	}
-	if (!state || !state->cache || !state->pending) {
+	if (!state || !state->cache || !state->pending || !state->positions) {
 		state_free(state);
 		return error_memory(err, "a stream's state");
 	}
@@ -55,7 +57,13 @@ void state_free(struct state *state)
 		return;
 	free(state->cache);
 	free(state->pending);
+	free(state->positions);
 	free(state);
+}
+
+uint64_t state_next(const struct state *state)
+{
+	return state->pending_rows ? state->positions[state->pending_rows - 1] + 1 : state->position;
 }
 
 /* --- the header --- */
@@ -102,20 +110,39 @@ static void to_hex(const unsigned char *bytes, size_t n, char *text)
 	text[2 * n] = '\0';
 }
 
+static bool consecutive(const struct state *state)
+{
+	return state_next(state) == state->position + state->pending_rows;
+}
+
+/* The positions of the pending rows, with commas between them; free with free. */
+static char *positions_text(const struct state *state)
+{
+	char *text = malloc(state->pending_rows * POSITION_TEXT + 1), *at = text;
+
+	if (!text)
+		return NULL;
+	*at = '\0';
+	for (size_t i = 0; i < state->pending_rows; i++)
+		at += sprintf(at, "%s%" PRIu64, i ? "," : "", state->positions[i]);
+	return text;
+}
+
 static int make_header(const struct shape *shape, const struct state *state, void **ret_header, size_t *ret_size,
 		       struct error *err)
 {
 	enum { STREAM, EPOCH, POSITION, EMITTED, SOURCE_EPOCH, SOURCE_ORIGIN, WINDOW, GOT, N_TEXTS };
 	char texts[N_TEXTS][2 * MESSAGE_STREAM_MAX + 1];
 	struct safetensors_entry *entries;
-	char *names;
-	const struct safetensors_string metadata[] = {
+	char *names, *positions;
+	struct safetensors_string metadata[] = {
 		{ "format", FORMAT }, { "stream", texts[STREAM] }, { "epoch", texts[EPOCH] },
 		{ "position", texts[POSITION] }, { "emitted", texts[EMITTED] }, { "source_epoch", texts[SOURCE_EPOCH] },
 		{ "source_origin", texts[SOURCE_ORIGIN] }, { "model", state->model }, { "window", texts[WINDOW] },
 		{ "device", state->device }, { "checksum", "00000000000000000000000000000000" },
-		{ "got", texts[GOT] } /* if somebody gets replies */
+		{ NULL, NULL }, { NULL, NULL } /* got, if somebody gets replies, and positions, where some were skipped */
 	};
+	size_t n_metadata = sizeof metadata / sizeof metadata[0] - 2;
 	const uint64_t numbers[N_TEXTS] = {
 		[EPOCH] = state->epoch, [POSITION] = state->position, [EMITTED] = state->emitted,
 		[SOURCE_EPOCH] = state->source_epoch, [SOURCE_ORIGIN] = state->source_origin, [WINDOW] = state->window,
@@ -129,10 +156,17 @@ static int make_header(const struct shape *shape, const struct state *state, voi
 	rc = list_tensors(shape, state->pending_rows, &entries, &names, err);
 	if (rc)
 		return rc;
-	rc = safetensors_header(entries, 2 * shape->num_layers + 1, metadata,
-				sizeof metadata / sizeof metadata[0] - !state->reply, ret_header, ret_size, err);
+	positions = positions_text(state);
+	if (state->reply)
+		metadata[n_metadata++] = (struct safetensors_string){ "got", texts[GOT] };
+	if (!consecutive(state))
+		metadata[n_metadata++] = (struct safetensors_string){ "positions", positions };
+	rc = positions ? safetensors_header(entries, 2 * shape->num_layers + 1, metadata, n_metadata, ret_header,
+					    ret_size, err)
+		       : error_memory(err, "a state's header");
 	free(entries);
 	free(names);
+	free(positions);
 	return rc;
 }
 
@@ -354,6 +388,8 @@ static int read_metadata(const struct safetensors *file, const char *name, const
 	    read_number(file, name, "source_origin", true, &state->source_origin, err) ||
 	    read_number(file, name, "got", true, &state->got, err))
 		return err->code;
+	if (state->position > POSITION_MAX)
+		return error_set(err, ERR_FORMAT, "%s: metadata position: expected less than 2^63", name);
 	if (state->window != window)
 		return error_set(err, ERR_UNSUPPORTED, "%s: of window %" PRIu64 ", the window here is %zu", name,
 				 state->window, window);
@@ -407,6 +443,29 @@ static int read_tensors(const struct safetensors *file, const char *name, const 
 	return rc;
 }
 
+/* Without a word of them the rows follow one another. */
+static int read_positions(const struct safetensors *file, const char *name, struct state *state, struct error *err)
+{
+	const char *text = safetensors_metadata(file, "positions");
+
+	for (uint64_t i = 0; i < state->pending_rows; i++) {
+		uint64_t least = i ? state->positions[i - 1] + 1 : state->position;
+		char *end;
+
+		state->positions[i] = least;
+		if (!text)
+			continue;
+		errno = 0;
+		state->positions[i] = strtoull(text, &end, 10);
+		if (*text < '0' || *text > '9' || errno || state->positions[i] < least || (!i && state->positions[i] > least) ||
+		    state->positions[i] > POSITION_MAX || *end != (i + 1 < state->pending_rows ? ',' : '\0'))
+			return error_set(err, ERR_FORMAT, "%s: metadata positions: expected %" PRIu64 " rising numbers from "
+					 "position on", name, state->pending_rows);
+		text = end + 1;
+	}
+	return 0;
+}
+
 static int verify(const struct safetensors *file, const char *name, bool sealed, struct error *err)
 {
 	size_t size;
@@ -443,6 +502,8 @@ int statefile_decode(const void *bytes, size_t size, const char *name, bool seal
 		rc = read_metadata(file, name, fingerprint, window, state, err);
 	if (!rc)
 		rc = read_tensors(file, name, shape, window, state, err);
+	if (!rc)
+		rc = read_positions(file, name, state, err);
 	safetensors_close(file);
 	return rc;
 }

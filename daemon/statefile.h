@@ -27,12 +27,16 @@ struct state {
 	char device[96];   /* that made it */
 	uint64_t pending_rows;
 	float *cache;      /* [shape_cache_floats], canonical layout */
-	float *pending;    /* [pending_rows, hidden_size] of up to window - 1: the rows of the unfinished window */
+	float *pending;    /* [pending_rows, hidden_size] of up to window - 1: the rows of the unfinished window, */
+	uint64_t *positions; /* [pending_rows] and theirs, the first of them position */
 };
 
 /* A state whose buffers fit any stream of this shape and window.  Free with state_free. */
 int state_new(const struct shape *shape, size_t window, struct state **ret_state, struct error *err);
 void state_free(struct state *state); /* NULL is fine */
+
+/* The position behind the last row that the state knows of. */
+uint64_t state_next(const struct state *state);
 
 /*
  * Write a state to folder/name so that it is there whole or not at all, also after a power cut: temporary file,

@@ -106,7 +106,7 @@ static int read_generation(struct store *store, struct store_job *job, struct ge
 		return error_set(err, ERR_UNSUPPORTED, "%s: of another stream, by its metadata", name);
 	generation->known = true;
 	generation->epoch = job->state->epoch;
-	generation->reach = job->state->position + job->state->pending_rows;
+	generation->reach = state_next(job->state);
 	generation->emitted = job->state->emitted;
 	return 0;
 }

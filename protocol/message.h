@@ -12,6 +12,7 @@
 #include "model/error.h"
 
 #define PROTOCOL_VERSION 1
+#define POSITION_MAX (UINT64_MAX / 2) /* so that sums of positions and rows do not overflow */
 #define MESSAGE_STREAM_MAX 255  /* bytes of a stream id */
 #define MESSAGE_HEADER_MAX 4096 /* bytes of a header */
 

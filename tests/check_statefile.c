@@ -87,6 +87,8 @@ static struct state *random_state(const struct shape *of, uint64_t pending_rows)
 	snprintf(state->device, sizeof state->device, "cpu \"checksum\" plain");
 	for (size_t i = 0; i < shape_cache_floats(of); i++)
 		state->cache[i] = (float)(int32_t)random_bits() / 65536;
+	for (size_t i = 0; i < pending_rows; i++)
+		state->positions[i] = state->position + i;
 	for (size_t i = 0; i < pending_rows * of->hidden_size; i++)
 		state->pending[i] = (float)(int32_t)random_bits() / 65536;
 	return state;
@@ -102,6 +104,7 @@ static bool same(const struct state *a, const struct state *b)
 	       a->got == b->got && a->window == b->window && !strcmp(a->model, b->model) &&
 	       !strcmp(a->device, b->device) && !memcmp(a->cache, b->cache, cache_bytes) &&
 	       a->pending_rows == b->pending_rows &&
+	       !memcmp(a->positions, b->positions, a->pending_rows * sizeof *a->positions) &&
 	       !memcmp(a->pending, b->pending, a->pending_rows * shape.hidden_size * sizeof(float));
 }
 
@@ -161,6 +164,30 @@ START_TEST(what_is_written_is_read)
 {
 	for (uint64_t pending = 0; pending < WINDOW; pending++)
 		write_and_read(pending);
+}
+END_TEST
+
+/* Rows that were skipped leave holes between those of the unfinished window. */
+START_TEST(positions_with_holes_are_read)
+{
+	struct state *state = random_state(&shape, 4), *read = new_state(&shape);
+	struct error err = { .text = "" };
+	size_t size;
+	char *bytes;
+
+	for (size_t i = 1; i < 4; i++)
+		state->positions[i] = state->positions[i - 1] + (i == 2 ? 1 : 1000);
+	ck_assert_uint_eq(state_next(state), state->position + 2002);
+	bytes = encode(state, &size);
+	ck_assert_msg(!decode(bytes, size, read, &err), "%s", err.text);
+	ck_assert(same(state, read));
+	free(bytes);
+	state->positions[3] = state->positions[2];
+	bytes = encode(state, &size);
+	assert_refused(bytes, size, ERR_FORMAT, "expected 4 rising numbers");
+	free(bytes);
+	state_free(state);
+	state_free(read);
 }
 END_TEST
 
@@ -346,6 +373,7 @@ START_TEST(a_window_of_pending_rows)
 	char *bytes;
 
 	state->pending_rows = WINDOW; /* which its buffer holds */
+	state->positions[WINDOW - 1] = state->positions[WINDOW - 2] + 1;
 	memset(state->pending, 0, WINDOW * shape.hidden_size * sizeof *state->pending);
 	bytes = encode(state, &size);
 	assert_refused(bytes, size, ERR_FORMAT, "5 pending rows, expected fewer than a window");
@@ -465,6 +493,7 @@ int main(void)
 	tcase_set_timeout(tcase, 60);
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, what_is_written_is_read);
+	tcase_add_test(tcase, positions_with_holes_are_read);
 	tcase_add_test(tcase, a_large_cache_is_read);
 	tcase_add_test(tcase, any_tool_can_read_it);
 	tcase_add_test(tcase, a_state_of_something_else_is_refused);

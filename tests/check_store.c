@@ -129,8 +129,10 @@ static struct state *state_at(uint64_t epoch, uint64_t position)
 	ck_assert_int_eq(state_new(&model->shape, WINDOW, &state, &err), 0);
 	*state = (struct state){
 		.stream_size = 6, .stream = "stream", .epoch = epoch, .position = position, .emitted = position,
-		.window = WINDOW, .device = "none", .pending_rows = 1, .cache = state->cache, .pending = state->pending
+		.window = WINDOW, .device = "none", .pending_rows = 1, .cache = state->cache, .pending = state->pending,
+		.positions = state->positions
 	};
+	state->positions[0] = position;
 	snprintf(state->model, sizeof state->model, "%s", model->fingerprint);
 	for (size_t i = 0; i < shape_cache_floats(&model->shape); i++)
 		state->cache[i] = (float)position;

@@ -24,6 +24,7 @@ static void must_be_equal(const struct state *a, const struct state *b)
 	must(!strcmp(a->model, b->model) && !strcmp(a->device, b->device));
 	must(a->pending_rows == b->pending_rows && a->pending_rows < WINDOW);
 	must(!memcmp(a->pending, b->pending, a->pending_rows * shape.hidden_size * sizeof *a->pending));
+	must(!memcmp(a->positions, b->positions, a->pending_rows * sizeof *a->positions));
 	must(!memcmp(a->cache, b->cache, shape_cache_floats(&shape) * sizeof *a->cache));
 }
 

@@ -152,7 +152,7 @@ def _read_state(file):
                                  count=int(np.prod(entry["shape"]))).reshape(entry["shape"]).copy()
              for name, entry in header.items()}
     state.update((key, int(metadata[key]) if key in _STATE_NUMBERS else metadata[key])
-                 for key in (*_STATE_NUMBERS, "model", "device"))
+                 for key in (*_STATE_NUMBERS, "model", "device", "positions") if key in metadata)
     return state
 
 
@@ -395,7 +395,8 @@ class Client:
         layers.{i}.conv_state  float32 [conv_dim, conv_kernel - 1], oldest first
         layers.{i}.ssm_state   float32 [num_heads, head_dim, state_size]
         pending                float32 [n, hidden_size]: rows that do not fill a window, which the cache has not seen
-        epoch, position, emitted, window, model, device   numbers and strings, as PROTOCOL.md says
+        epoch, position, emitted, window, model, device   numbers and strings, as PROTOCOL.md says,
+        positions              and of the pending rows, where some between them were skipped
 
         Hugging Face keeps one column more in its conv_states, at the left, which does not matter for what follows:
         np.pad(conv_state, ((0, 0), (1, 0))) makes one of ours, conv_states[layer][0, :, 1:] is ours.

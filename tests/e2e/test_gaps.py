@@ -116,24 +116,73 @@ def test_skip(lossy, rows):
     assert b"".join(parts) == Peer(daemon).encode(rows[received]).tobytes()
 
 
-def test_a_skip_in_a_window_that_is_saved(daemons, rows, tmp_path):
-    """A state has the rows up to the hole; those behind it come again."""
-    daemon = daemons(CASE, window=WINDOW, **{"streams.on_gap": "skip", "state.dir": str(tmp_path / "states")})
+KEPT = [*range(10), *range(12, 15)]  # rows of which two were skipped in an unfinished window
+
+
+@pytest.fixture
+def skipping(daemons, tmp_path):
+    """Function of settings: a daemon that skips and keeps states."""
+    return lambda **settings: daemons(CASE, window=WINDOW, **{
+        "streams.on_gap": "skip", "state.dir": str(tmp_path / "states"), "state.interval": 1e6, **settings})
+
+
+def feed_with_a_skip(peer, stream, rows):
+    """Rows 0 to 9 and 12 to 14; returns their ack."""
+    peer.data(stream, rows[:10], pos=0)
+    peer.data(stream, rows[12:15], pos=12)
+    return peer.ack(stream, next=15)
+
+
+def goes_on(peer, stream, rows, want, emitted=8, epoch=0):
+    """Rows 15 to the end come; is everything as if the stream had never been away?"""
+    peer.data(stream, rows[15:], pos=15, end=True, epoch=epoch)
+    got, at = [], []
+    while sum(map(len, got)) < len(want) - emitted:
+        message = peer.take(stream, "hidden")
+        assert message.epoch == epoch
+        got.append(message.rows)
+        at.append(message.pos)
+    assert at == sorted(at)
+    return same_bytes(np.concatenate(got), want[emitted:])
+
+
+@pytest.mark.parametrize("how", ["kill", "stop", "evict"])
+def test_a_skip_in_a_window_that_is_saved(skipping, rows, how):
+    """The rows on both sides of the hole are in the state, with their positions."""
+    daemon = skipping(**{"streams.max": 1} if how == "evict" else {})
     peer = Peer(daemon)
-    peer.data(b"s", rows[:3], pos=0)
-    peer.data(b"s", rows[5:7], pos=5)
-    assert daemon.ask("snapshot")["ok"]
-    daemon.kill()
-    daemon.start()
+    want = peer.encode(rows[[*KEPT, *range(15, len(rows))]])
+    peer.open(b"s")
+    feed_with_a_skip(peer, b"s", rows)
+    peer.hidden(b"s", 0, 8)
+    emitted = 8
+    if how == "evict":
+        Peer(daemon).encode(rows)  # a stream that needs its place
+        assert "s" not in [stream["stream"] for stream in daemon.ask("streams")["streams"]]
+    else:
+        assert daemon.ask("snapshot")["ok"]
+        daemon.terminate() if how == "stop" else daemon.kill()
+        daemon.wait()
+        daemon.start()
+        peer = Peer(daemon)
+        assert peer.open(b"s").next == 15
+        emitted = len(KEPT) if how == "stop" else 8
+    assert goes_on(peer, b"s", rows, want, emitted)
+
+
+def test_a_skip_in_a_state_that_is_copied(skipping, rows):
+    """By fork, and by export and import."""
+    daemon = skipping()
     peer = Peer(daemon)
-    assert peer.open(b"s").next == 3
-    peer.data(b"s", rows[5:], pos=5, end=True)
-    received = [*range(3), *range(5, len(rows))]
-    want = Peer(daemon).encode(rows[received])
-    got = []
-    while sum(map(len, got)) < len(received):
-        got.append(peer.take(b"s", "hidden").rows)
-    assert same_bytes(np.concatenate(got), want)
+    want = peer.encode(rows[[*KEPT, *range(15, len(rows))]])
+    feed_with_a_skip(peer, b"s", rows)
+    state = daemon.ask("export", stream=b"s")
+    assert (state["position"], state["pending"]) == (8, 5)
+    assert daemon.ask("import", stream=b"imported", state=state["state"])["next"] == 15
+    assert daemon.ask("fork", stream=b"s", to=b"forked")["next"] == 15
+    for stream in b"imported", b"forked":
+        peer.open(stream)
+        assert goes_on(peer, stream, rows, want)
 
 
 def test_reject(lossy, rows):
