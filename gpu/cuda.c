@@ -380,9 +380,10 @@ static int cuda_open(const struct model *model, const struct device_options *opt
 
 	if (rc != 0)
 		return rc;
-	cuda = calloc(1, sizeof(*cuda));
+	cuda = aligned_alloc(_Alignof(struct cuda), sizeof(*cuda)); /* tensor maps want more than calloc gives */
 	if (!cuda)
 		return error_memory(err, "device cuda");
+	memset(cuda, 0, sizeof(*cuda));
 	layout_of(&model->shape, &cuda->layout);
 	cuda->base = (struct device){
 		.backend = &backend_cuda,

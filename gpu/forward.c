@@ -23,6 +23,7 @@ bool forward_chunked(const struct layout *layout, enum precision precision, size
 	return precision == PRECISION_BFLOAT16 && window >= CHUNK_MIN_WINDOW && layout->taps == 4 &&
 	       (layout->state == 64 || layout->state == 128) && head_dim % SLICE == 0 &&
 	       layout->inner / layout->groups % GROUP_COLUMNS == 0 &&
+	       layout->inner / GROUP_COLUMNS % layout->gated_norm_groups == 0 &&
 	       (head_dim % columns == 0 || columns % head_dim == 0) && columns / head_dim <= CHUNK_HEADS(layout->state);
 }
 
