@@ -2,8 +2,8 @@
  * The worker: it runs jobs on the device, batches above all, in the order in which they were handed over.
  *
  * The loop hands over whole jobs and collects them when done; while the worker has a job, nobody else touches it.
- * A failed job fails those queued behind it unrun (their caches would have started from a state that never came about),
- * until the loop has collected them all.
+ * A failed job fails the batches queued behind it unrun (their caches would have started from a state that never came
+ * about), until the loop has collected them all.
  */
 #ifndef DAEMON_WORKER_H
 #define DAEMON_WORKER_H
