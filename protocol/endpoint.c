@@ -80,9 +80,9 @@ static int set_options(void *socket, const struct option *options, size_t n)
 }
 
 /*
- * What ZeroMQ would otherwise leave unlimited, off, or waiting for ever.  No heartbeats of our own, while those of
- * peers are answered: with libzmq 4.3 one that is due when a connection is lost whose messages have not all been taken
- * ends the process (issue 4364), which any peer could bring about.
+ * What ZeroMQ would otherwise leave unlimited, off, or waiting for ever.  Heartbeats are answered, but none sent:
+ * where messages of a broken connection wait in a full queue, libzmq 4.3 ends the process when it sends one (issue
+ * 4364) or answers one; epoll.c keeps it from that.
  */
 static int configure(void *socket, const struct endpoint_options *options)
 {

@@ -1,6 +1,7 @@
 """What hostile peers send and do: one table and two classes for whoever tests that they do no harm."""
 import contextlib
 import socket
+import struct
 import threading
 import time
 
@@ -121,12 +122,46 @@ BAD = {
 
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)  # ZMTP's
-READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"  # and a subscriber's command behind it
 
 
 def connect(address):
     host, port = address[len("tcp://"):].rsplit(":", 1)
     return socket.create_connection((host, int(port)))
+
+
+def zmtp_frame(body, flags=0):
+    """A short one; flags: 1 where more follow, 4 for a command."""
+    return bytes([flags, len(body)]) + body
+
+
+def join(address, kind):
+    """A connection from a socket of that kind (b"SUB"), the handshake done: messages may follow."""
+    connection = connect(address)
+    connection.sendall(GREETING + zmtp_frame(b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind, 4))
+    with connection.makefile("rb") as answer:
+        answer.read(len(GREETING) + 1)
+        answer.read(answer.read(1)[0])  # the daemon's READY
+    return connection
+
+
+PING = zmtp_frame(b"\x04PING\0\0", 4)
+FLUSH = zmtp_frame(b"flood", 1) + zmtp_frame(pack({"v": 1, "type": "flush"}))
+
+# socket: (the kind of its peers, a message)
+FLOODS = {
+    "ingest": (b"DEALER", FLUSH),
+    "control": (b"DEALER", zmtp_frame(pack({"v": 1, "cmd": "streams"}))),
+    "subscribe": (b"PUB", FLUSH),
+    "publish": (b"SUB", zmtp_frame(b"\0flood")),
+}
+
+
+def flood_and_break(address, kind, message):
+    """More messages than a queue holds, a PING after each twenty; the connection breaks (RST) while they are read."""
+    with join(address, kind) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        part = 20 * message + PING
+        connection.sendall(part * ((1 << 18) // len(part)))
 
 
 class Throttle:

@@ -156,6 +156,10 @@ class Daemon:
         with open(f"/proc/{self.process.pid}/status") as f:
             return next(int(line.split()[1]) * 1024 for line in f if line.startswith(which))
 
+    def descriptors(self):
+        """How many are open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def terminate(self, with_signal=signal.SIGTERM):
         self.process.send_signal(with_signal)
 

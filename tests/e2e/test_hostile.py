@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zmq
 
-from attacks import GREETING, READY, Sleeper, Throttle, connect
+from attacks import FLOODS, GREETING, Sleeper, Throttle, connect, flood_and_break, join
 from harness import TIMEOUT, Peer, Receiver, Subscriber, data_frames, meanwhile, pack, same_bytes
 from test_security import Secured
 
@@ -94,6 +94,25 @@ def test_handshakes_that_never_end(daemons, rows):
         connection.close()
 
 
+@pytest.mark.parametrize("where", FLOODS)
+def test_connections_that_break_while_the_queue_is_full(daemons, rows, where):
+    """With heartbeats among the messages, whose answers find nobody: nothing is left of them, and the others go on."""
+    daemon = daemons(CASE, start=False, window=WINDOW)
+    local = {"ingest": daemon.ingest, "control": daemon.control}.get(where, f"ipc://{daemon.folder}/more")
+    daemon.settings[f"sockets.{where}"] = [local, "tcp://127.0.0.1:*"]
+    daemon.start()
+    address = daemon.ask("status")["sockets"][where]
+    peer = Peer(daemon)
+    want, before = peer.encode(rows), daemon.descriptors()
+    for _ in range(20):
+        flood_and_break(address, *FLOODS[where])
+    deadline = time.monotonic() + TIMEOUT
+    while daemon.descriptors() > before:
+        assert time.monotonic() < deadline
+        assert same_bytes(peer.encode(rows), want)
+    assert same_bytes(peer.encode(rows), want)
+
+
 def test_a_peer_that_never_reads_its_acks(daemons, rows):
     """Hundreds of streams owe it acks that it leaves lying: the others do not notice."""
     daemon = daemons(CASE, window=WINDOW, shutdown_timeout=10, **{"log.level": "info"})
@@ -137,9 +156,7 @@ def test_a_subscriber_that_asks_without_end(daemons, rows):
     want = good.encode(rows)
 
     def ask(stop):
-        with connect(daemon.ask("status")["sockets"]["publish"]) as connection:
-            connection.sendall(GREETING)
-            connection.sendall(READY)
+        with join(daemon.ask("status")["sockets"]["publish"], b"SUB") as connection:
             while not stop.is_set():
                 connection.sendall(SUBSCRIPTIONS)
 
