@@ -149,6 +149,7 @@ def test_a_peer_that_never_reads_its_refusals(daemons, rows):
 SUBSCRIPTIONS = b"".join(bytes([0, 4, what]) + b"zzz" for what in (1, 0)) * 5000  # a frame each: topic zzz, and not
 
 
+@pytest.mark.native  # sanitizers keep freed memory
 def test_a_subscriber_that_asks_without_end(daemons, rows):
     """Subscribing and taking it back, as fast as it can: what it asked for is not kept, and nobody waits for it."""
     daemon = daemons(CASE, window=WINDOW, **{"sockets.publish": ["tcp://127.0.0.1:*"]})
