@@ -104,7 +104,7 @@ def test_connections_that_break_while_the_queue_is_full(daemons, rows, where):
     address = daemon.ask("status")["sockets"][where]
     peer = Peer(daemon)
     want, before = peer.encode(rows), daemon.descriptors()
-    for _ in range(20):
+    for _ in range(50):
         flood_and_break(address, *FLOODS[where])
     deadline = time.monotonic() + TIMEOUT
     while daemon.descriptors() > before:
