@@ -48,8 +48,8 @@ static int check_payload(const struct server *server, const struct arrival *arri
 	if (!m->has_shape)
 		return 0;
 	if (m->rows > UINT32_MAX || (m->has_pos && m->pos > POSITION_MAX))
-		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: expected less than 2^63 "
-				 "and 2^32", m->pos, m->rows);
+		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: expected less than "
+				 "2^63 and 2^32", m->pos, m->rows);
 	if (dtype_is_float(m->dtype) && m->columns != hidden_size)
 		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "], expected [rows, %zu]",
 				 m->rows, m->columns, hidden_size);
@@ -414,7 +414,7 @@ static int find_elsewhere(struct server *server, struct arrival *arrival, struct
 		return 0;
 	if (stream_new(server, arrival->id, arrival->id_size, arrival->message.epoch, NULL, &stream, err))
 		return err->code;
-	return load(server, arrival, saved, stream, 0, err); /* if it has another origin, it is rewound when it is there */
+	return load(server, arrival, saved, stream, 0, err); /* where its origin is another it is rewound then */
 }
 
 /* Rows are to come again from before what was emitted: from a state on disk, at worst from position 0. */

@@ -90,8 +90,8 @@ static int open_sockets(struct server *server, struct error *err)
 	const struct shape *shape = &server->model->shape;
 	struct endpoint_options ingest = {
 		/* up to here ingest refuses what is too much, and says so; a larger frame ends its connection */
-		.message_bytes = 2 * config->limits.message_bytes + MESSAGE_HEADER_MAX, .send_high_water = INGEST_HIGH_WATER,
-		.receive_high_water = INGEST_HIGH_WATER
+		.message_bytes = 2 * config->limits.message_bytes + MESSAGE_HEADER_MAX,
+		.send_high_water = INGEST_HIGH_WATER, .receive_high_water = INGEST_HIGH_WATER
 	};
 	struct endpoint_options publish = {
 		.message_bytes = CONTROL_BYTES, .send_high_water = PUBLISH_HIGH_WATER, .receive_high_water = 1024

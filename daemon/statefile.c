@@ -140,7 +140,7 @@ static int make_header(const struct shape *shape, const struct state *state, voi
 		{ "position", texts[POSITION] }, { "emitted", texts[EMITTED] }, { "source_epoch", texts[SOURCE_EPOCH] },
 		{ "source_origin", texts[SOURCE_ORIGIN] }, { "model", state->model }, { "window", texts[WINDOW] },
 		{ "device", state->device }, { "checksum", "00000000000000000000000000000000" },
-		{ NULL, NULL }, { NULL, NULL } /* got, if somebody gets replies, and positions, where some were skipped */
+		{ NULL, NULL }, { NULL, NULL } /* got, if somebody gets replies; positions, where some were skipped */
 	};
 	size_t n_metadata = sizeof metadata / sizeof metadata[0] - 2;
 	const uint64_t numbers[N_TEXTS] = {
@@ -447,21 +447,23 @@ static int read_tensors(const struct safetensors *file, const char *name, const 
 static int read_positions(const struct safetensors *file, const char *name, struct state *state, struct error *err)
 {
 	const char *text = safetensors_metadata(file, "positions");
+	uint64_t least = state->position;
 
 	for (uint64_t i = 0; i < state->pending_rows; i++) {
-		uint64_t least = i ? state->positions[i - 1] + 1 : state->position;
+		uint64_t position = least;
 		char *end;
 
-		state->positions[i] = least;
-		if (!text)
-			continue;
-		errno = 0;
-		state->positions[i] = strtoull(text, &end, 10);
-		if (*text < '0' || *text > '9' || errno || state->positions[i] < least || (!i && state->positions[i] > least) ||
-		    state->positions[i] > POSITION_MAX || *end != (i + 1 < state->pending_rows ? ',' : '\0'))
-			return error_set(err, ERR_FORMAT, "%s: metadata positions: expected %" PRIu64 " rising numbers from "
-					 "position on", name, state->pending_rows);
-		text = end + 1;
+		if (text) {
+			errno = 0;
+			position = strtoull(text, &end, 10);
+			if (*text < '0' || *text > '9' || errno || position < least || (!i && position > least) ||
+			    position > POSITION_MAX || *end != (i + 1 < state->pending_rows ? ',' : '\0'))
+				return error_set(err, ERR_FORMAT, "%s: metadata positions: expected %" PRIu64
+						 " rising numbers from position on", name, state->pending_rows);
+			text = end + 1;
+		}
+		state->positions[i] = position;
+		least = position + 1;
 	}
 	return 0;
 }

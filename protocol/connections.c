@@ -16,7 +16,7 @@
 #include <zmq.h>
 
 #define DESCRIPTORS_MAX (1 << 20)
-#define EVENT_BYTES 6 /* 16 bits of what, 32 of which file descriptor; the frame behind it, an address, does not matter */
+#define EVENT_BYTES 6 /* 16 bits of what, 32 of which file descriptor; an address is in the frame behind it */
 #define LITTLE 65536  /* bytes: a handshake, heartbeats, the start of a message */
 
 struct connection {

@@ -168,8 +168,9 @@ class Throttle:
     """
     Stands between one client and the daemon: bytes that the client sends pass only up to a limit, and in steps.
 
-    The client's connection stays until close(), which is for when the client's socket is gone: where a connection breaks in
-    the middle of a message while its socket is being closed, libzmq 4.3 ends the process (session_base.cpp, clean_pipes).
+    The client's connection stays until close(), which is for when the client's socket is gone: where a connection breaks
+    in the middle of a message while its socket is being closed, libzmq 4.3 ends the process (clean_pipes of
+    session_base.cpp).
     """
 
     def __init__(self, address, limit, step=1 << 20, pause=0):

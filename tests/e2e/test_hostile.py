@@ -127,7 +127,7 @@ def test_a_peer_that_never_reads_its_acks(daemons, rows):
 
 
 def test_a_peer_that_never_reads_its_refusals(daemons, rows):
-    """Some are kept for it, the others are lost to it; that is said, and nobody else waits.  Its hidden states wait for it."""
+    """Some are kept for it, the others are lost to it; that is said, and nobody else waits.  Hidden states wait for it."""
     daemon = daemons(CASE, window=WINDOW, **{"log.level": "info"})
     good, sleeper = Peer(daemon), Sleeper(daemon, 1)
     want = good.encode(rows)
