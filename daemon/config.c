@@ -502,7 +502,8 @@ int config_check(const struct config *config, struct error *err)
 	if (!config->device.n)
 		return error_set(err, ERR_ARGUMENT, "device: expected auto, cpu, cuda or cuda:N, or several of them");
 	if (!config->sockets.ingest.n && !config->sockets.subscribe.n)
-		return error_set(err, ERR_ARGUMENT, "sockets.ingest and sockets.subscribe: expected an address for one of them");
+		return error_set(err, ERR_ARGUMENT,
+				 "sockets.ingest and sockets.subscribe: expected an address for one of them");
 	if (config->limits.batch_rows && config->limits.batch_rows < config->window)
 		return error_set(err, ERR_ARGUMENT, "limits.batch_rows: %" PRIu64 " is less than a window of %" PRIu64,
 				 config->limits.batch_rows, config->window);
