@@ -110,11 +110,6 @@ static void to_hex(const unsigned char *bytes, size_t n, char *text)
 	text[2 * n] = '\0';
 }
 
-static bool consecutive(const struct state *state)
-{
-	return state_next(state) == state->position + state->pending_rows;
-}
-
 /* The positions of the pending rows, with commas between them; free with free. */
 static char *positions_text(const struct state *state)
 {
@@ -131,6 +126,7 @@ static char *positions_text(const struct state *state)
 static int make_header(const struct shape *shape, const struct state *state, void **ret_header, size_t *ret_size,
 		       struct error *err)
 {
+	const bool skips = state_next(state) != state->position + state->pending_rows;
 	enum { STREAM, EPOCH, POSITION, EMITTED, SOURCE_EPOCH, SOURCE_ORIGIN, WINDOW, GOT, N_TEXTS };
 	char texts[N_TEXTS][2 * MESSAGE_STREAM_MAX + 1];
 	struct safetensors_entry *entries;
@@ -156,14 +152,14 @@ static int make_header(const struct shape *shape, const struct state *state, voi
 	rc = list_tensors(shape, state->pending_rows, &entries, &names, err);
 	if (rc)
 		return rc;
-	positions = positions_text(state);
+	positions = skips ? positions_text(state) : NULL;
 	if (state->reply)
 		metadata[n_metadata++] = (struct safetensors_string){ "got", texts[GOT] };
-	if (!consecutive(state))
+	if (skips)
 		metadata[n_metadata++] = (struct safetensors_string){ "positions", positions };
-	rc = positions ? safetensors_header(entries, 2 * shape->num_layers + 1, metadata, n_metadata, ret_header,
-					    ret_size, err)
-		       : error_memory(err, "a state's header");
+	rc = skips && !positions ? error_memory(err, "a state's header")
+				 : safetensors_header(entries, 2 * shape->num_layers + 1, metadata, n_metadata,
+						      ret_header, ret_size, err);
 	free(entries);
 	free(names);
 	free(positions);

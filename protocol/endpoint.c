@@ -505,6 +505,7 @@ static int publish_first(struct endpoint *endpoint, const struct endpoint_frame 
 {
 	bool dropped = false;
 	int status = send_first(endpoint, frame, more);
+
 	if (status != 0 && errno == EAGAIN) {
 		dropped = true;
 		status = send_first_lossy(endpoint, frame, more);
