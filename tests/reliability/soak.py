@@ -117,7 +117,7 @@ def sample(daemon, soak, start):
     """(windows, seconds, resident bytes, descriptors, p50, p99, lines in the log)"""
     latencies, soak.latencies = soak.latencies or [0.0], []
     return (soak.windows, time.monotonic() - start, daemon.memory("VmRSS"),
-            len(os.listdir(f"/proc/{daemon.process.pid}/fd")), percentile(latencies, 0.5), percentile(latencies, 0.99),
+            daemon.descriptors(), percentile(latencies, 0.5), percentile(latencies, 0.99),
             daemon.log().count("\n"))
 
 
