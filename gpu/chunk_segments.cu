@@ -9,16 +9,16 @@
  * segment's first chunk to its last.  Each of its three warpgroups convolves the columns of a head, keeps its state,
  * 64 p x N n, in registers, and a bfloat16 copy of it in shared memory as an operand.  B, C and the scores are shared.
  * All copies run ahead: the next chunk's, and the next item's state and weights.  What the warpgroups share is fetched
- * anew by the last warp that has done with it, so that none waits for the others.  The products add up in the order of
- * chunk_states and chunk_outputs: the same bits.
+ * anew by the last of them that has done with it, so that none waits for the others.  The products add up in the order
+ * of chunk_states and chunk_outputs: the same bits.
  */
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* How far a warpgroup is: items and chunks of the block, and those of them that it had columns in. */
+/* How far a warpgroup is: items and chunks of the block, and those of them that it had columns in (modulo 2). */
 struct progress {
-	int items, chunks;
-	int own_items, own_chunks;
+	int items;
+	unsigned chunks : 1, own_items : 1, own_chunks : 1;
 };
 
 /* Of the warpgroup. */
@@ -71,37 +71,23 @@ static __device__ void fetch_ahead(const struct segments_params &a, struct group
 {
 	const struct item &item = next_item(m, at, more);
 
-	if (item.column >= 0)
-		fetch_raw(a, m, next_view(m, at), item.column, !more);
+	if (item.column < 0)
+		return;
+	publish_to_async(); /* x has been read */
+	fetch_raw(a, m, next_view(m, at), item.column, !more);
 }
 
-/* The warp does not need c any more; the last one fetches the next chunk's.  ends: there is no next chunk. */
-template <int N>
-static __device__ void release_c(const struct chunk_params &a, struct segments_memory<N> &s, const struct progress &at,
-				 bool more, bool ends)
+/*
+ * The warpgroup needs c, or b with scores and steps, no more: whether it is the last one, which then fetches the next
+ * chunk's.  By its first thread, behind a barrier of the warpgroup: so one arrival speaks for all of it.
+ */
+static __device__ bool leaves_last(uint64_t *done, const struct progress &at)
 {
-	const struct group_memory<N> &m = own_memory(s);
-
-	if (threadIdx.x % 32 == 0 && mbarrier_arrive_last(&s.c_done) && !ends) {
-		mbarrier_wait(&s.c_done, at.chunks % 2);
-		fetch_c(a, s, next_item(m, at, more), next_view(m, at));
-	}
-	__syncwarp();
-}
-
-/* Likewise b, scores and steps. */
-template <int N>
-static __device__ void release_b(const struct chunk_params &a, struct segments_memory<N> &s, const struct progress &at,
-				 bool more, bool ends)
-{
-	const struct group_memory<N> &m = own_memory(s);
-
-	__syncwarp();
-	if (threadIdx.x % 32 == 0 && mbarrier_arrive_last(&s.b_done) && !ends) {
-		mbarrier_wait(&s.b_done, at.chunks % 2);
-		fetch_b(a, s, next_item(m, at, more), next_view(m, at));
-	}
-	__syncwarp();
+	if (!mbarrier_arrive_last(done))
+		return false;
+	mbarrier_wait(done, at.chunks % 2);
+	publish_to_async(); /* scores and steps have been read, by all */
+	return true;
 }
 
 /* One chunk, by a warpgroup that has columns; h comes and goes in registers and as a copy. */
@@ -134,18 +120,23 @@ static __device__ void run_chunk(const struct segments_params &a, struct segment
 	decay = steps[STEP_REACH * 16 * edge + k.rows - 1];
 	warpgroup_wait<0>();
 	group_barrier(); /* nobody needs x any more: raw may take its place; what comes next is known */
-	if (first && !ends)
+	if (first && !ends) {
 		fetch_ahead(a, m, at, more);
-	release_c(a, s, at, more, ends);
+		if (leaves_last(&s.c_done, at))
+			fetch_c(a, s, next_item(m, at, more), next_view(m, at));
+	}
+	__syncwarp();
 	start_h<N>(s.b, left, decay, edge, h);
 	mbarrier_wait(&m.z_full, use);
 	finish_y(a, m, item.column, k, y);
 	warpgroup_wait<0>();
-	release_b(a, s, at, more, ends);
 	group_barrier(); /* nobody needs z any more: h may take its place */
+	if (first && !ends && leaves_last(&s.b_done, at))
+		fetch_b(a, s, next_item(m, at, more), next_view(m, at));
+	__syncwarp();
 }
 
-/* A chunk of an item in which the warpgroup has no columns: its warps only count. */
+/* A chunk of an item in which the warpgroup has no columns: its first thread counts for it. */
 template <int N>
 static __device__ void skip_chunk(const struct segments_params &a, struct segments_memory<N> &s,
 				  const struct item &item, const struct progress &at, int n)
@@ -155,14 +146,18 @@ static __device__ void skip_chunk(const struct segments_params &a, struct segmen
 
 	if (group_thread() == 0) {
 		look_ahead(a, m, at, n);
-		if (!ends)
+		if (!ends) {
 			fetch_ahead(a, m, at, more);
+			mbarrier_wait(&s.c_full, at.chunks % 2); /* not to count for the chunk before */
+			if (leaves_last(&s.c_done, at))
+				fetch_c(a, s, next_item(m, at, more), next_view(m, at));
+			mbarrier_wait(&s.b_full, at.chunks % 2);
+			if (leaves_last(&s.b_done, at))
+				fetch_b(a, s, next_item(m, at, more), next_view(m, at));
+		}
 	}
-	mbarrier_wait(&s.c_full, at.chunks % 2);
-	mbarrier_wait(&s.b_full, at.chunks % 2);
-	group_barrier();
-	release_c(a, s, at, more, ends);
-	release_b(a, s, at, more, ends);
+	__syncwarp();
+	group_barrier(); /* what comes next is known */
 }
 
 /* One item, from its first chunk to its last. */
@@ -201,8 +196,8 @@ template <int N> static __device__ void set_barriers(struct segments_memory<N> &
 {
 	mbarrier_init(&s.c_full, 1);
 	mbarrier_init(&s.b_full, 1);
-	mbarrier_init(&s.c_done, WARPS);
-	mbarrier_init(&s.b_done, WARPS);
+	mbarrier_init(&s.c_done, GROUPS);
+	mbarrier_init(&s.b_done, GROUPS);
 	for (int i = 0; i < GROUPS; i++) {
 		mbarrier_init(&s.group[i].state_full, 1);
 		mbarrier_init(&s.group[i].raw_full, 1);

@@ -27,6 +27,18 @@ static __device__ inline void store8(float *to, const float v[8])
 	*(float4 *)(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
 }
 
+/* Store 16 bytes at once; left to itself the compiler may take results one by one. */
+static __device__ inline void store_whole(void *to, uint4 v)
+{
+	asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+		     : "memory");
+}
+
+static __device__ inline void store_whole(void *to, float4 v)
+{
+	store_whole(to, make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)));
+}
+
 /* Two bfloat16 in a word; the lower half is the first. */
 static __device__ inline uint32_t pack2(float first, float second)
 {

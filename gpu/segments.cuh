@@ -12,7 +12,6 @@
 
 #define GROUPS 3
 #define GROUP_THREADS 128
-#define WARPS (GROUPS * GROUP_THREADS / 32)
 #define HALO (TAPS - 1)
 #define X_CORE 144                /* bytes from a core of x to its neighbour, */
 #define X_CORES (8 * X_CORE + 16) /* and to the next eight rows: lanes that store x keep off one bank */
@@ -57,7 +56,7 @@ template <int N> struct __align__(128) segments_memory {
 	float steps[GROUPS * STEP_PLANES * CHUNK_ROWS];
 	struct group_memory<N> group[GROUPS];
 	uint64_t c_full, b_full; /* c; b with scores and steps */
-	uint64_t c_done, b_done; /* no warp needs them any more */
+	uint64_t c_done, b_done; /* no warpgroup needs them any more */
 };
 
 static __host__ __device__ int blocks_of_group(const struct layout &l)
@@ -302,13 +301,6 @@ static __device__ void start_h(const bfloat16 *b, const uint32_t (&left)[CHUNK_R
 	warpgroup_commit();
 }
 
-/* Store 16 bytes at once; left to itself the compiler takes products' results one by one. */
-static __device__ void store_whole(void *to, uint4 v)
-{
-	asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-		     : "memory");
-}
-
 /* Gate y and store it. */
 template <int N>
 static __device__ void finish_y(const struct chunk_params &a, const struct group_memory<N> &m, int column,
@@ -378,9 +370,7 @@ template <int N> static __device__ void store_h(float *state, const float (&h)[N
 		for (int half = 0; half < 2; half++) {
 			const float *at = h + 8 * v + 2 * half;
 
-			store_whole(to + 2 * half * N + 16 * v,
-				    make_uint4(__float_as_uint(at[0]), __float_as_uint(at[1]), __float_as_uint(at[4]),
-					       __float_as_uint(at[5])));
+			store_whole(to + 2 * half * N + 16 * v, make_float4(at[0], at[1], at[4], at[5]));
 		}
 }
 

@@ -53,7 +53,10 @@ static __device__ inline void warpgroup_barrier(int id)
 	asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
 }
 
-/* Make the thread's writes to shared memory visible to products and bulk copies. */
+/*
+ * Make the thread's writes to shared memory visible to products and bulk copies; and let reads that the thread knows to
+ * be done, its own or behind a barrier, come before the writes of copies that it starts.
+ */
 static __device__ inline void publish_to_async(void)
 {
 	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
