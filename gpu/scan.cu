@@ -48,6 +48,7 @@ struct scan_place {
 	float *cache; /* of the layer */
 	int head, group;
 	bool first; /* of the group */
+	float d;
 };
 
 /* A block's shared memory, for the rows of a tile; x and z are padded to whole warps. */
@@ -155,12 +156,13 @@ static __device__ void prepare_tile(const struct scan_params &a, const struct sc
 			*(float4 *)to = i < conv ? convolve<T>(a, z, p, from + r, c) :
 						   silu4(load4(proj + r * l.proj_cols + p.head * z.head_dim + i - conv));
 	}
-	if (threadIdx.x < rows) {
-		float raw = widen(proj[threadIdx.x * l.proj_cols + l.dt_col + p.head]);
+	int last = z.threads - 1 - threadIdx.x; /* the last threads convolve least */
+	if (last < rows) {
+		float raw = widen(proj[last * l.proj_cols + l.dt_col + p.head]);
 		float dt = time_step(raw, a.weights.dt_bias[p.head], l.dt_min, l.dt_max);
 
-		t.dt[threadIdx.x] = dt;
-		t.decay[threadIdx.x] = expf(dt * a.weights.a[p.head]);
+		t.dt[last] = dt;
+		t.decay[last] = expf(dt * a.weights.a[p.head]);
 	}
 }
 
@@ -179,10 +181,10 @@ template <int VECTOR> static __device__ void load_vector(const float *from, floa
 
 template <int VECTOR> static __device__ void store_vector(float *to, const float v[VECTOR])
 {
-	if (VECTOR == 8) {
-		store8(to, v);
-	} else if (VECTOR == 4) {
-		*(float4 *)to = *(const float4 *)v;
+	if (VECTOR >= 4) {
+#pragma unroll
+		for (int i = 0; i + 3 < VECTOR; i += 4)
+			store_whole(to + i, make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]));
 	} else {
 		for (int i = 0; i < VECTOR; i++)
 			to[i] = v[i];
@@ -249,7 +251,6 @@ static __device__ void gate_tile(const struct scan_params &a, const struct scan_
 				 int from, int rows, const struct scan_tile &t)
 {
 	const struct layout &l = a.layout;
-	float d = a.weights.d[p.head];
 
 	for (int r = threadIdx.x / 32; r < rows; r += z.threads / 32) {
 		size_t row = p.s.row + from + r;
@@ -258,7 +259,7 @@ static __device__ void gate_tile(const struct scan_params &a, const struct scan_
 
 		for (int i = threadIdx.x % 32; i < z.head_dim; i += 32) {
 			int at = r * z.p_cols + i;
-			float gated = fmaf(d, t.x[at], t.y[at]) * t.z[at];
+			float gated = fmaf(p.d, t.x[at], t.y[at]) * t.z[at];
 
 			squares = fmaf(gated, gated, squares);
 			narrow(gated * t.norm[i], to + i);
@@ -291,12 +292,12 @@ static __device__ void run_head(const struct scan_params &a, const struct scan_s
 				const struct scan_tile &t)
 {
 	int lane = threadIdx.x % 32, first = threadIdx.x / 32 * ROWS;
-	float h[ROWS][VECTOR], *state = p.cache + 2 * a.layout.conv_floats +
-					(size_t)(p.head * z.head_dim + first) * z.state + lane * VECTOR;
+	float h[ROWS][VECTOR], norm = 0.0f, *state = p.cache + 2 * a.layout.conv_floats +
+						     (size_t)(p.head * z.head_dim + first) * z.state + lane * VECTOR;
 	bool mine = lane * VECTOR < z.state;
 
 	if (threadIdx.x < z.head_dim)
-		t.norm[threadIdx.x] = a.weights.gated_norm[p.head * z.head_dim + threadIdx.x];
+		norm = a.weights.gated_norm[p.head * z.head_dim + threadIdx.x];
 #pragma unroll
 	for (int i = 0; i < ROWS; i++) {
 		for (int v = 0; v < VECTOR; v++)
@@ -307,6 +308,8 @@ static __device__ void run_head(const struct scan_params &a, const struct scan_s
 	for (int r = 0, rows; r < p.s.rows; r += rows) {
 		rows = min(TILE, (r < p.s.kept ? p.s.kept : p.s.rows) - r);
 		prepare_tile<T>(a, z, p, r, rows, t);
+		if (r == 0 && threadIdx.x < z.head_dim)
+			t.norm[threadIdx.x] = norm;
 		__syncthreads();
 #pragma unroll 1
 		for (int i = 0; i < rows; i++)
@@ -336,6 +339,7 @@ scan_heads(const struct scan_params a)
 
 	p.group = p.head / (l.heads / l.groups);
 	p.first = p.head % (l.heads / l.groups) == 0;
+	p.d = a.weights.d[p.head];
 	for (int i = blockIdx.y; i < a.batch->n_segments; i += gridDim.y) {
 		p.s = a.batch->segments[i];
 		p.cache = p.s.cache + a.layer * l.layer_floats;
