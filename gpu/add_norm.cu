@@ -19,6 +19,10 @@ static __device__ void output8(char *plane, enum dtype dtype, size_t row, int hi
 	int n = hidden - c < 8 ? hidden - c : 8;
 
 	if (dtype == DTYPE_FLOAT32) {
+		if (hidden % 8 == 0) {
+			store8((float *)plane + at, v);
+			return;
+		}
 		for (int i = 0; i < n; i++)
 			((float *)plane)[at + i] = v[i];
 		return;
@@ -94,7 +98,15 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 	const float *from = a.from_input ? batch->input : a.residual;
 	struct row_columns<T, VECTORS> ahead;
 	int rows = batch->rows, turn = 0;
+	float weight[VECTORS][8];
 
+#pragma unroll
+	for (int k = 0; k < VECTORS; k++) {
+		int c = 8 * (threadIdx.x + k * blockDim.x);
+
+		if (c < l.hidden_cols)
+			load8(a.weight + c, weight[k]);
+	}
 	if (blockIdx.x < rows)
 		load_row<T, VECTORS>(a, l, from, blockIdx.x, ahead);
 	for (int row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
@@ -134,9 +146,8 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 
 			if (c >= l.hidden_cols)
 				continue;
-			load8(a.weight + c, other);
 			for (int i = 0; i < 8; i++)
-				v[k][i] = v[k][i] * scale * other[i];
+				v[k][i] = v[k][i] * scale * weight[k][i];
 			if (a.normed)
 				store8((T *)a.normed + (size_t)row * l.hidden_cols + c, v[k]);
 			if (a.normed_plane >= 0)
