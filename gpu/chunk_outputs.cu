@@ -161,7 +161,7 @@ static __device__ void add_squares(const struct chunk_params &a, const struct ou
 }
 
 template <int N>
-static __global__ void __launch_bounds__(BLOCK_THREADS, 2) ssd_outputs(const struct chunk_params a)
+static __global__ void __launch_bounds__(BLOCK_THREADS, 3) ssd_outputs(const struct chunk_params a)
 {
 	extern __shared__ __align__(16) char shared[];
 	struct outputs_memory<N> &s = *(struct outputs_memory<N> *)shared;

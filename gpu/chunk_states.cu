@@ -6,9 +6,9 @@
  * bfloat16.
  *
  * For long segments, whose chunks depend on each other only here.  A block takes two slices and 64 columns n of their
- * states: four warps multiply, a slice and 32 n each, and four keep a few chunks of weighted x and of B on their way.
- * How long a chunk takes is how long one of the former is busy with it: they do nothing else, and chunk_prepare has
- * weighted x.  The arithmetic is that of chunk_segments, bit for bit.
+ * states: four warps multiply, a slice and 32 n each, and four keep a few chunks of weighted x and of B on their way,
+ * each every fourth chunk.  How long a chunk takes is how long one of the former is busy with it: they do nothing else,
+ * and chunk_prepare has weighted x.  The arithmetic is that of chunk_segments, bit for bit.
  */
 #define WARPS 4 /* of each kind */
 #define THREADS (32 * WARPS)
@@ -41,22 +41,24 @@ static __device__ int parity_of(int turn)
 	return turn / STAGES % 2;
 }
 
-/* x of both slices: one piece of memory, whole whatever the chunk's rows; B's columns; the head's decay. */
+/* By a warp: x of both slices, one piece, whole whatever the chunk's rows; B's columns; the head's decay. */
 static __device__ void fetch_stage(const struct chunk_params &a, const struct chunk_view &k, int chunk,
 				   const struct states_place &p, struct stage *stage)
 {
-	int t = threadIdx.x % THREADS, edge = edge_of(k), eight_rows = a.layout.state * 8;
-	const uint4 *x = weighted_of(a, chunk, p.slice) + t;
-	const bfloat16 *b = bc_of(a, k, p.group, 0) + t / 64 * eight_rows + p.part * COLUMNS * 8 + t % 64 * 8;
+	int lane = threadIdx.x % 32, edge = edge_of(k), eight_rows = a.layout.state * 8;
+	const uint4 *x = weighted_of(a, chunk, p.slice) + lane;
+	const bfloat16 *b = bc_of(a, k, p.group, 0) + p.part * COLUMNS * 8 + lane * 8;
 
 #pragma unroll
-	for (int i = 0; i < SLICES * CHUNK_ROWS / 16 * 32 / THREADS; i++)
-		copy16(stage->x[0][0] + i * THREADS + t, x + i * THREADS);
+	for (int i = 0; i < SLICES * CHUNK_ROWS / 16; i++)
+		copy16(stage->x[0][0] + i * 32 + lane, x + i * 32);
 #pragma unroll
-	for (int i = 0; i < CHUNK_ROWS / 16; i++)
-		if (i < edge)
-			copy16(stage->b + 8 * (i * THREADS + t), b + 2 * i * eight_rows);
-	if (t == 0) {
+	for (int i = 0; i < CHUNK_ROWS / 8; i++)
+		if (i < 2 * edge) {
+			copy16(stage->b + (i * 64 + lane) * 8, b + i * eight_rows);
+			copy16(stage->b + (i * 64 + 32 + lane) * 8, b + i * eight_rows + 32 * 8);
+		}
+	if (lane == 0) {
 		copy4(&stage->decay, step_plane(steps_of(a, k, p.head), 0, 16 * edge, STEP_REACH) + k.rows - 1);
 		stage->edge = edge;
 		mbarrier_arrive(&stage->full);
@@ -64,20 +66,21 @@ static __device__ void fetch_stage(const struct chunk_params &a, const struct ch
 	mbarrier_arrive_behind_copies(&stage->full);
 }
 
-/* All chunks of a segment, as stages become empty; turn: of its first. */
+/* Every fourth chunk of a segment, as stages become empty, by a warp; turn: of the segment's first chunk. */
 static __device__ void fetch_segment(const struct chunk_params &a, const struct segment_view &s,
 				     const struct states_place &p, struct stage *stages, int turn)
 {
 	const struct chunk_view *chunks = a.batch->chunks + s.chunk;
-	struct chunk_view next = chunks[0];
+	int n = ((int)threadIdx.x / 32 - turn) & (WARPS - 1);
+	struct chunk_view next = chunks[min(n, s.chunks - 1)];
 
-	for (int n = 0; n < s.chunks; n++, turn++) {
+	for (; n < s.chunks; n += WARPS) {
 		const struct chunk_view k = next;
+		struct stage *stage = stage_of(stages, turn + n);
 
-		if (n + 1 < s.chunks)
-			next = chunks[n + 1];
-		mbarrier_wait(&stage_of(stages, turn)->empty, !parity_of(turn));
-		fetch_stage(a, k, s.chunk + n, p, stage_of(stages, turn));
+		next = chunks[min(n + WARPS, s.chunks - 1)];
+		mbarrier_wait(&stage->empty, !parity_of(turn + n));
+		fetch_stage(a, k, s.chunk + n, p, stage);
 	}
 }
 
@@ -161,9 +164,7 @@ static __device__ void multiply_segment(const struct chunk_params &a, const stru
 		}
 		mbarrier_wait(&stage->full, parity_of(turn));
 		advance(stage, slice, column, h);
-		__syncwarp();
-		if (lane == 0)
-			mbarrier_arrive(&stage->empty);
+		mbarrier_arrive(&stage->empty);
 		if (n + 1 != kept)
 			continue;
 #pragma unroll
@@ -182,8 +183,8 @@ static __global__ void __launch_bounds__(2 * THREADS) ssd_states(const struct ch
 	int parts = l.state / COLUMNS, pairs = l.inner / SLICE / SLICES, turn = 0;
 
 	if (threadIdx.x < STAGES) {
-		mbarrier_init(&stages[threadIdx.x].full, THREADS + 1);
-		mbarrier_init(&stages[threadIdx.x].empty, WARPS);
+		mbarrier_init(&stages[threadIdx.x].full, 32 + 1);
+		mbarrier_init(&stages[threadIdx.x].empty, THREADS);
 	}
 	__syncthreads();
 	for (int item = blockIdx.x; item < a.batch->n_segments * pairs * parts; item += gridDim.x) {
