@@ -560,11 +560,10 @@ static int cuda_wait(struct device *device, struct error *err)
 {
 	struct cuda *cuda = cuda_of(device);
 	struct turn *t = &cuda->turns[cuda->waited++ % DEPTH];
-	int rc = check_lost(cuda, err);
+	int lost = check_lost(cuda, err);
+	int rc = cuda_check(cudaEventSynchronize(t->done), "running the batch", lost ? NULL : err); /* whatever else failed */
 
-	if (rc == 0)
-		rc = cuda_check(cudaEventSynchronize(t->done), "running the batch", err);
-	if (rc != 0) {
+	if (lost || rc != 0) {
 		cuda->lost = true;
 		return err ? err->code = ERR_DEVICE_LOST : ERR_DEVICE_LOST;
 	}
