@@ -611,10 +611,14 @@ static const struct {
 } kernels[] = { { 1, PRECISION_FLOAT32 }, { 65, PRECISION_FLOAT32 }, { 1, PRECISION_BFLOAT16 }, { 65, PRECISION_BFLOAT16 } };
 #define N_KERNELS (int)(sizeof kernels / sizeof *kernels)
 
-/* Streams in one batch, enough for whole segments on a processor; and one alone, whose chunks all run at once. */
+/*
+ * Streams in one batch, so many that each processor has segments one after another; and one alone, whose chunks all run
+ * at once, and are more than chunk_states has stages.
+ */
 START_TEST(every_kernel_agrees_with_cpu)
 {
-	const size_t streams = 6, columns = 64, window = kernels[_i].window, n = 2 * window + window / 2, all = streams * n;
+	const size_t streams = 13, columns = 64, window = kernels[_i].window, n = 2 * window + window / 2;
+	const size_t longer = n + 2 * window, all = streams * n;
 	const double tolerance = kernels[_i].precision == PRECISION_FLOAT32 ? 1e-5 : 1e-2;
 	struct model *model = wide_model(64, 128, 2);
 	const struct device_options options = {
@@ -624,13 +628,13 @@ START_TEST(every_kernel_agrees_with_cpu)
 	struct device *cpu = open_final("cpu", model, PRECISION_FLOAT32, window, 0);
 	struct device *device = stream_device("cuda", model, &options);
 	float *rows = random_rows(all * columns, 11), *want = malloc(n * columns * sizeof *want);
-	float *hidden = malloc((all + n) * columns * sizeof *hidden);
+	float *hidden = malloc((all + longer) * columns * sizeof *hidden);
 	struct piece pieces[STREAM_BATCH];
 	struct cache *cache;
 
-	for (size_t i = 0; i <= streams; i++)
-		pieces[i] = (struct piece){ stream_cache(device), rows + i % streams * n * columns, n,
-					    hidden + i * n * columns, n };
+	for (size_t i = 0; i < streams; i++)
+		pieces[i] = (struct piece){ stream_cache(device), rows + i * n * columns, n, hidden + i * n * columns, n };
+	pieces[streams] = (struct piece){ stream_cache(device), rows, longer, hidden + all * columns, longer };
 	stream_batch(device, pieces, streams);
 	stream_batch(device, pieces + streams, 1);
 	for (size_t i = 0; i < streams; i++) {
