@@ -24,7 +24,8 @@ class Streams:
 
     def __init__(self, golden, n):
         self.daemon = Daemon(golden.folder, window=WINDOW, threads=1,
-                             **{"log.level": "info", "limits.credit_rows": 1 << 30, "streams.max": n})
+                             **{"log.level": "info", "limits.credit_rows": 1 << 30, "limits.cache_bytes": 1 << 40,
+                                "streams.max": n})
         self.peer = Peer(self.daemon)
         self.rows = np.tile(golden.rows, (4, 1))[:WINDOW]
         self.sent = {b"stream-%d" % i: 0 for i in range(n)}
