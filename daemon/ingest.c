@@ -1,101 +1,15 @@
 /*
- * The first half of the straight line: receive a message, decode and check it, find its stream, place its rows.
- *
- * A message is refused as a whole or accepted as a whole: rows are widened and checked in the stream's own blocks
- * behind the accepted ones, and a new life is built detached; only when all is well do the counts move.
+ * The first half of the straight line: receive a message, have it decoded and checked, find its stream, have its rows
+ * placed there.  A message is refused as a whole or accepted as a whole: a new life is built detached.
  */
 #include "daemon/server.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
+#include "daemon/arrival.h"
 #include "daemon/clock.h"
-
-/* A message on its way through this file. */
-struct arrival {
-	const struct endpoint_message *frames;
-	bool held; /* it waited already */
-	bool router;
-	const unsigned char *identity; /* of the peer; router only */
-	size_t identity_size;
-	const unsigned char *id; /* of the stream */
-	size_t id_size;
-	const unsigned char *payload;
-	size_t payload_size;
-	struct message message;
-	struct peer *peer;
-	bool has_expected;
-	uint64_t expected; /* for the refusal, in the producer's own numbering */
-};
-
-/* --- decode and check: what can be said of a message without knowing its stream --- */
-
-static int check_payload(const struct server *server, const struct arrival *arrival, struct error *err)
-{
-	const struct message *m = &arrival->message;
-	size_t hidden_size = server->model->shape.hidden_size;
-	size_t expected = message_payload_bytes(m);
-
-	if (arrival->payload_size > server->config->limits.message_bytes)
-		return error_set(err, REFUSED_BAD_SIZE, "payload of %zu bytes, limits.message_bytes allows %" PRIu64
-				 ": split the message", arrival->payload_size, server->config->limits.message_bytes);
-	if (arrival->payload_size != expected)
-		return error_set(err, REFUSED_BAD_SIZE, "payload of %zu bytes, expected %zu by shape and dtype",
-				 arrival->payload_size, expected);
-	if (!m->has_shape)
-		return 0;
-	if (m->rows > UINT32_MAX || (m->has_pos && m->pos > POSITION_MAX))
-		return error_set(err, REFUSED_BAD_SHAPE, "pos %" PRIu64 " and %" PRIu64 " rows: expected less than "
-				 "2^63 and 2^32", m->pos, m->rows);
-	if (dtype_is_float(m->dtype) && m->columns != hidden_size)
-		return error_set(err, REFUSED_BAD_SHAPE, "shape [%" PRIu64 ", %" PRIu64 "], expected [rows, %zu]",
-				 m->rows, m->columns, hidden_size);
-	if (m->rows && !dtype_is_float(m->dtype) && !server->model->embeddings.data)
-		return error_set(err, REFUSED_BAD_DTYPE, "dtype %s: the checkpoint has no embeddings for token ids",
-				 dtype_name(m->dtype));
-	return 0;
-}
-
-/* Split a received message into its parts. */
-static int parse(const struct server *server, bool router, const struct endpoint_message *message,
-		 struct arrival *arrival, struct error *err)
-{
-	size_t at = router ? 1 : 0;
-
-	*arrival = (struct arrival){ .frames = message, .held = message != &server->message, .router = router };
-	if (router) {
-		arrival->identity = message->frame[0].data;
-		arrival->identity_size = message->frame[0].size;
-	}
-	if (message->n_frames > at) {
-		arrival->id = message->frame[at].data;
-		arrival->id_size = message->frame[at].size;
-	}
-	if (arrival->id_size > MESSAGE_STREAM_MAX) {
-		arrival->id_size = 0; /* nothing to answer about */
-		return error_set(err, REFUSED_BAD_HEADER, "stream id of %zu bytes, expected 1 to %d",
-				 message->frame[at].size, MESSAGE_STREAM_MAX);
-	}
-	if (message->n_frames < at + 2 || message->n_frames > at + 3)
-		return error_set(err, REFUSED_BAD_HEADER,
-				 "%zu frames, expected stream id, header and at most a payload",
-				 message->n_frames - at);
-	if (!arrival->id_size)
-		return error_set(err, REFUSED_BAD_HEADER, "empty stream id, expected 1 to %d bytes",
-				 MESSAGE_STREAM_MAX);
-	if (message->n_frames == at + 3) {
-		arrival->payload = message->frame[at + 2].data;
-		arrival->payload_size = message->frame[at + 2].size;
-	}
-	if (message_decode(message->frame[at + 1].data, message->frame[at + 1].size, &arrival->message, err))
-		return err->code;
-	if (arrival->message.type > MESSAGE_CLOSE)
-		return error_set(err, REFUSED_BAD_HEADER, "a message of a type that only the daemon sends");
-	return check_payload(server, arrival, err);
-}
 
 /* --- find the stream: which life does the message mean? --- */
 
@@ -148,197 +62,6 @@ static int begin_life(struct server *server, const struct arrival *arrival, cons
 		return rc;
 	(*ret_stream)->source_epoch = arrival->message.epoch;
 	(*ret_stream)->reply = old && old->feeder == arrival->peer && old->reply;
-	return 0;
-}
-
-/* --- place the rows --- */
-
-/* Write n numbers' worth of rows, from the message's row first on, to dst as float32 and check them. */
-static int widen(const struct server *server, const struct arrival *arrival, uint64_t first, size_t n, float *dst,
-		 struct error *err)
-{
-	const struct message *m = &arrival->message;
-	size_t hidden_size = server->model->shape.hidden_size;
-	size_t row_bytes = dtype_size(m->dtype) * (m->columns ? m->columns : 1);
-	const unsigned char *src = arrival->payload + first * row_bytes;
-
-	if (!dtype_is_float(m->dtype)) {
-		if (model_embed(server->model, m->dtype, src, n, dst, err))
-			return err->code = REFUSED_BAD_TOKEN;
-		return 0;
-	}
-	if (dtype_widen(m->dtype, src, n * hidden_size, dst))
-		return 0;
-	for (size_t i = 0; i < n * hidden_size; i++)
-		if (!isfinite(dst[i]))
-			return error_set(err, REFUSED_NON_FINITE,
-					 "row %" PRIu64 ", column %zu of the message is not finite",
-					 first + i / hidden_size, i % hidden_size);
-	return 0;
-}
-
-/* Check the rows that are dropped as duplicates: a message is refused for any of its rows. */
-static int check_dropped(struct server *server, const struct arrival *arrival, uint64_t n, struct error *err)
-{
-	for (uint64_t i = 0; i < n; i++)
-		if (widen(server, arrival, i, 1, server->scratch, err))
-			return err->code;
-	return 0;
-}
-
-/*
- * Write the message's rows from skip on behind the stream's accepted ones, at positions from pos on, without counting
- * them.  On failure the stream is as before.
- */
-static int fill(struct server *server, struct stream *stream, const struct arrival *arrival, uint64_t skip,
-		uint64_t pos, struct error *err)
-{
-	size_t window = server->config->window, hidden_size = server->model->shape.hidden_size;
-	struct block *last = stream->last_block, *unsubmitted = stream->unsubmitted;
-	uint64_t count = stream->accepted;
-	int rc = check_dropped(server, arrival, skip, err);
-
-	for (uint64_t i = skip; !rc && i < arrival->message.rows;) {
-		size_t at = count % window;
-		size_t n = window - at;
-		struct block *block;
-
-		if (n > arrival->message.rows - i)
-			n = arrival->message.rows - i;
-		if (!at && stream_add_block(server, stream, err)) {
-			rc = REFUSED_INTERNAL;
-			break;
-		}
-		block = stream->last_block;
-		block->arrived_ns = server->now_ns;
-		rc = widen(server, arrival, i, n, block->rows + at * hidden_size, err);
-		for (size_t k = 0; k < n; k++)
-			block->position[at + k] = pos++;
-		i += n;
-		count += n;
-	}
-	if (!rc)
-		return 0;
-	while ((last ? last->next : stream->blocks)) { /* give back what was added */
-		struct block **at = last ? &last->next : &stream->blocks;
-		struct block *block = *at;
-
-		*at = block->next;
-		pool_give(server->blocks, block);
-	}
-	stream->last_block = last;
-	stream->unsubmitted = unsubmitted;
-	return err->code;
-}
-
-/* Count the n rows that fill wrote, the first of them at pos. */
-static void count_rows(struct server *server, struct stream *stream, const struct message *m, uint64_t n, uint64_t pos)
-{
-	if (!n)
-		return;
-	if (m->has_t) {
-		struct block *block = stream->last_block;
-
-		block->has_t = true;
-		block->t = m->t;
-		block->t_row = (size_t)((stream->accepted + n - 1) % server->config->window);
-	}
-	server->stats.windows_in += (stream->accepted + n) / server->config->window -
-				    stream->accepted / server->config->window;
-	stream->accepted += n;
-	stream->next = pos + n;
-	saving_note(server, stream);
-	if (stream->feeder) {
-		stream->feeder->outstanding += n;
-		server->stats.credit_stalls += stream->feeder->outstanding + n > server->config->limits.credit_rows;
-	}
-	server->stats.rows_in += n;
-	stream_flush_later(server, stream);
-}
-
-/* What to do with rows at gap_pos when the stream expects others. */
-static enum gap_policy gap_policy(const struct server *server, const struct arrival *arrival)
-{
-	if (server->config->streams.on_gap != GAP_AUTO)
-		return (enum gap_policy)server->config->streams.on_gap;
-	return arrival->router ? GAP_REJECT : GAP_RESET;
-}
-
-/* Rows are missing before pos: refuse, say so and go on, or begin a new life. */
-static int mind_the_gap(struct server *server, struct arrival *arrival, struct stream *stream, uint64_t pos,
-			struct stream **ret_life, struct error *err)
-{
-	char text[160];
-
-	snprintf(text, sizeof text, "rows %" PRIu64 " to %" PRIu64 " are missing", arrival->expected, pos - 1);
-	server->stats.gaps++;
-	if (gap_policy(server, arrival) == GAP_REJECT) {
-		arrival->has_expected = true;
-		return error_set(err, REFUSED_GAP, "pos %" PRIu64 ", expected %" PRIu64 ": %s", pos, arrival->expected,
-				 text);
-	}
-	if (gap_policy(server, arrival) == GAP_SKIP)
-		return 0;
-	if (stream_reset(server, stream, text, ret_life, err))
-		return err->code;
-	(*ret_life)->source_epoch = arrival->message.epoch;
-	(*ret_life)->source_origin = pos;
-	return 0;
-}
-
-static int check_credit(struct server *server, struct arrival *arrival, uint64_t n, struct error *err)
-{
-	uint64_t credit = server->config->limits.credit_rows;
-
-	if (!n || !arrival->router || arrival->peer->outstanding + n <= credit)
-		return 0; /* publishers cannot be told: the loop stops reading them instead */
-	arrival->has_expected = true;
-	return error_set(err, REFUSED_NO_CREDIT,
-			 "%" PRIu64 " rows beside %" PRIu64 " not done exceed the credit of %" PRIu64 "%s", n,
-			 arrival->peer->outstanding, credit, n > credit ? ": split the message" : "");
-}
-
-/*
- * Place the message's rows into stream (a detached life or one in place), or into the new life that a gap begins.
- * On success the rows are counted and *ret_stream, in place, is where they went; on failure nothing has changed.
- */
-static int place(struct server *server, struct arrival *arrival, struct stream *stream, uint64_t origin,
-		 struct stream **ret_stream, struct error *err)
-{
-	const struct message *m = &arrival->message;
-	uint64_t rows = m->has_shape ? m->rows : 0, skip = 0, pos, n;
-	struct stream *life = NULL;
-	int rc = 0;
-
-	arrival->expected = stream->next + origin;
-	pos = m->has_pos ? m->pos : arrival->expected;
-	if (pos < arrival->expected) {
-		skip = arrival->expected - pos < rows ? arrival->expected - pos : rows;
-		pos = arrival->expected;
-	}
-	n = rows - skip;
-	/* an end may come too early as well */
-	if (pos > arrival->expected && (n || gap_policy(server, arrival) == GAP_REJECT))
-		rc = mind_the_gap(server, arrival, stream, pos, &life, err);
-	if (!rc)
-		rc = check_credit(server, arrival, n, err);
-	pos = life ? 0 : pos - origin;
-	if (!rc)
-		rc = fill(server, life ? life : stream, arrival, skip, pos, err);
-	if (rc) {
-		if (life)
-			stream_free(server, life);
-		return rc;
-	}
-	server->stats.duplicate_rows += skip;
-	if (!life && n && pos > stream->next)
-		publish_event(server, stream, EVENT_GAP, pos, "rows are missing before this position");
-	if (life) {
-		stream_install(server, life);
-		stream = life;
-	}
-	count_rows(server, stream, m, n, pos);
-	*ret_stream = stream;
 	return 0;
 }
 
@@ -513,7 +236,7 @@ static int handle(struct server *server, struct arrival *arrival, struct error *
 	if (rc)
 		return rc < 0 ? rc : 0;
 	if (m->type == MESSAGE_DATA) {
-		rc = place(server, arrival, stream, origin, &placed, err);
+		rc = arrival_place(server, arrival, stream, origin, &placed, err);
 		if (rc) {
 			if (new_life)
 				stream_free(server, stream);
@@ -584,7 +307,7 @@ void ingest_message(struct server *server, bool router, const struct endpoint_me
 
 	if (!security_knows(server, router ? server->ingest : server->subscribe, message))
 		return;
-	rc = parse(server, router, message, &arrival, &error);
+	rc = arrival_parse(server, router, message, &arrival, &error);
 	if (!rc)
 		rc = security_check_message(server, message->user, &arrival.message, arrival.id, arrival.id_size,
 					    &error);
