@@ -1,6 +1,6 @@
 /*
- * A message that came in, on its way along the straight line: arrival.c decodes and checks it, ingest.c finds its stream,
- * place.c places its rows.
+ * A message that came in, on its way along the straight line: arrival.c decodes and checks it, ingest.c finds its
+ * stream, place.c places its rows.
  */
 #ifndef DAEMON_ARRIVAL_H
 #define DAEMON_ARRIVAL_H
@@ -35,8 +35,8 @@ struct arrival {
 };
 
 /*
- * Split a received message into its parts, which stay those of message, and check what can be said of it without knowing
- * its stream.  Returns 0 or a refusal's code.
+ * Split a received message into its parts, which stay those of message, and check what can be said of it without
+ * knowing its stream.  Returns 0 or a refusal's code.
  */
 int arrival_parse(const struct server *server, bool router, const struct endpoint_message *message,
 		  struct arrival *arrival, struct error *err);

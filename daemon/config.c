@@ -102,7 +102,7 @@ const struct key config_keys[] = {
 	{ "limits.batch_rows", KIND_UINT, AT(limits.batch_rows), "auto",
 	  "rows in one batch, at least a window", .least = 1, .most = GIB, .automatic = true },
 	{ "limits.cache_bytes", KIND_UINT, AT(limits.cache_bytes), "auto",
-	  "bytes of memory for streams' caches; a GPU moves idle ones to the host beyond them, a CPU refuses; auto: what is free",
+	  "bytes for streams' caches; beyond them a GPU moves idle ones to the host, a CPU refuses; auto: what is free",
 	  .least = 1, .most = GIB << 20, .automatic = true },
 	{ "limits.peer_streams", KIND_UINT, AT(limits.peer_streams), "0",
 	  "streams that one key, or one connection without a key, may have open; 0: any number",

@@ -29,8 +29,8 @@ int npy_open(const char *path, struct npy *ret_npy, struct error *err);
 void npy_close(struct npy *npy);
 
 /*
- * Write a float32 array [rows, columns]: npy_create makes FILE.part, npy_append adds rows, npy_commit gives the file its
- * name once all rows are there; npy_abandon removes what there is.
+ * Write a float32 array [rows, columns]: npy_create makes FILE.part, npy_append adds rows, npy_commit gives the file
+ * its name once all rows are there; npy_abandon removes what there is.
  */
 struct npy_writer {
 	FILE *file;

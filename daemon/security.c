@@ -207,7 +207,7 @@ int security_subscriptions(struct server *server, struct error *err)
 	return rc;
 }
 
-/* Cut those who are no longer let in, and subscribers whose right to read changes: these come again, with what is left. */
+/* Cut those no longer let in, and subscribers whose right to read changes: these come again, with what is left. */
 static void cut_connections(struct server *server, const struct rights *before)
 {
 	struct endpoint *const endpoints[] = { server->publish, server->control, server->ingest, server->subscribe };

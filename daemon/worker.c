@@ -1,6 +1,6 @@
 /*
- * The worker: see worker.h.  It has as many threads as batches may be under way.  Each takes the next job, starts it when
- * those before it are started, waits for it when those before it are finished, and tells the loop; so one batch is
+ * The worker: see worker.h.  It has as many threads as batches may be under way.  Each takes the next job, starts it
+ * when those before it are started, waits for it when those before it are finished, and tells the loop; so one batch is
  * started while an older one is waited for, and no job ever overtakes another.
  *
  * On an idle device a batch of one window that only has to be started is started by the loop itself: handing it over is

@@ -34,15 +34,15 @@ struct worker;
 #define WORKER_JOBS_MAX 16 /* handed over and not collected */
 
 /*
- * Start the threads.  Up to device->depth batches run at once.  fd is an eventfd, which several workers may share: it is
- * written to whenever there is something to collect.
+ * Start the threads.  Up to device->depth batches run at once.  fd is an eventfd, which several workers may share: it
+ * is written to whenever there is something to collect.
  */
 int worker_new(struct device *device, int fd, struct worker **ret_worker, struct error *err);
 void worker_free(struct worker *worker); /* waits for what was handed over; NULL is fine */
 
 /*
- * Hand a job over; a little batch for an idle device may be started on the way.  The caller keeps count: never more than
- * WORKER_JOBS_MAX before collecting.
+ * Hand a job over; a little batch for an idle device may be started on the way.  The caller keeps count: never more
+ * than WORKER_JOBS_MAX before collecting.
  */
 void worker_submit(struct worker *worker, struct job *job);
 

@@ -39,7 +39,8 @@ struct batch_limits batch_limits(size_t max_rows, size_t max_segments, size_t wi
 
 	if (chunked) {
 		/* Every segment may end in an unfinished window; n rows have no more than n tiles of either kind. */
-		size_t units = whole * (CHUNK_ROWS / 16) + edge_of(rest), tiles = whole * CHUNK_TILES + score_tiles(rest);
+		size_t units = whole * (CHUNK_ROWS / 16) + edge_of(rest);
+		size_t tiles = whole * CHUNK_TILES + score_tiles(rest);
 
 		limits.units = windows * units + min_size(max_rows, max_segments * units);
 		limits.chunks = windows * chunks_of(window) + max_rows / CHUNK_ROWS + max_segments;

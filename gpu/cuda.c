@@ -93,7 +93,8 @@ static int check_options(const struct model *model, const struct device_options 
 				 s->state_size, s->head_dim, s->hidden_size, SCAN_MAX_STATE, SCAN_MAX_HEAD_DIM,
 				 MAX_HIDDEN);
 	if (s->head_dim % 4 != 0)
-		return error_set(err, ERR_UNSUPPORTED, "device cuda: head_dim %zu: expected a multiple of 4", s->head_dim);
+		return error_set(err, ERR_UNSUPPORTED, "device cuda: head_dim %zu: expected a multiple of 4",
+				 s->head_dim);
 	if (s->num_heads % s->gated_norm_groups != 0)
 		return error_set(err, ERR_UNSUPPORTED, "device cuda: %zu heads in %zu groups of the gated norm",
 				 s->num_heads, s->gated_norm_groups);
@@ -142,14 +143,15 @@ static int find_device(struct cuda *cuda, int index, struct error *err)
 /* Streams: the one that computes waits for nobody but its input; copies go first where both want to start. */
 static int make_streams(struct cuda *cuda, struct error *err)
 {
+	const unsigned flags = cudaStreamNonBlocking;
 	int least, greatest, rc = cuda_check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "streams", err);
 
 	if (rc == 0)
-		rc = cuda_check(cudaStreamCreateWithPriority(&cuda->compute, cudaStreamNonBlocking, least), "stream", err);
+		rc = cuda_check(cudaStreamCreateWithPriority(&cuda->compute, flags, least), "stream", err);
 	if (rc == 0)
-		rc = cuda_check(cudaStreamCreateWithPriority(&cuda->in, cudaStreamNonBlocking, greatest), "stream", err);
+		rc = cuda_check(cudaStreamCreateWithPriority(&cuda->in, flags, greatest), "stream", err);
 	if (rc == 0)
-		rc = cuda_check(cudaStreamCreateWithPriority(&cuda->out, cudaStreamNonBlocking, greatest), "stream", err);
+		rc = cuda_check(cudaStreamCreateWithPriority(&cuda->out, flags, greatest), "stream", err);
 	return rc;
 }
 
@@ -257,8 +259,9 @@ static const void *out_proj_at(const void *weights, size_t i)
 static int make_products(struct cuda *cuda, struct error *err)
 {
 	const struct layout *l = &cuda->layout;
-	struct matmul_weights in = { in_proj_at, cuda->weights, (size_t)l->layers, cuda->weights->layers[0].in_proj_bias };
-	struct matmul_weights out = { out_proj_at, cuda->weights, (size_t)l->layers, NULL };
+	struct weights *w = cuda->weights;
+	struct matmul_weights in = { in_proj_at, w, (size_t)l->layers, w->layers[0].in_proj_bias };
+	struct matmul_weights out = { out_proj_at, w, (size_t)l->layers, NULL };
 	bool bfloat16 = cuda->forward.bfloat16;
 	int rc = matmul_library_open(&cuda->library, cuda->compute, err);
 
@@ -312,8 +315,8 @@ static int build(struct cuda *cuda, const struct device_options *options, struct
 	if (rc == 0)
 		rc = make_streams(cuda, err);
 	if (rc == 0)
-		rc = weights_upload(cuda->base.model, &cuda->layout, cuda->base.precision, cuda->compute, &cuda->weights,
-				    err);
+		rc = weights_upload(cuda->base.model, &cuda->layout, cuda->base.precision, cuda->compute,
+				    &cuda->weights, err);
 	if (rc == 0)
 		rc = assign_planes(cuda, options, err);
 	if (rc == 0)
@@ -478,15 +481,17 @@ static int check_batch(const struct cuda *cuda, const struct batch *batch, struc
 		rows += batch->segments[i].rows;
 	}
 	if (rows > cuda->base.max_rows || batch->n_segments > cuda->base.max_segments || rows == 0)
-		return error_set(err, ERR_ARGUMENT, "device cuda: a batch of %zu rows in %zu segments: 1 to %zu and %zu",
-				 rows, batch->n_segments, cuda->base.max_rows, cuda->base.max_segments);
+		return error_set(err, ERR_ARGUMENT,
+				 "device cuda: a batch of %zu rows in %zu segments: 1 to %zu and %zu", rows,
+				 batch->n_segments, cuda->base.max_rows, cuda->base.max_segments);
 	return 0;
 }
 
 /* Rows -> the turn's input, behind what they carried before. */
 static int receive(struct cuda *cuda, struct turn *t, size_t rows, struct error *err)
 {
-	int rc = cuda_check(transfer_in(t->rows, rows, cuda->layout.hidden, cuda->layout.hidden_cols, t->input, cuda->in),
+	const struct layout *l = &cuda->layout;
+	int rc = cuda_check(transfer_in(t->rows, rows, l->hidden, l->hidden_cols, t->input, cuda->in),
 			    "copying rows in", err);
 
 	if (rc == 0)
@@ -512,8 +517,8 @@ static int deliver(struct cuda *cuda, struct turn *t, size_t rows, struct error 
 	if (rc == 0)
 		rc = cuda_check(cudaStreamWaitEvent(cuda->out, t->computed, 0), "copying rows out", err);
 	if (rc == 0)
-		rc = cuda_check(transfer_out(&scatter, cuda->output_planes, t->rows, rows, cuda->out), "copying rows out",
-				err);
+		rc = cuda_check(transfer_out(&scatter, cuda->output_planes, t->rows, rows, cuda->out),
+				"copying rows out", err);
 	if (rc == 0)
 		rc = cuda_check(cudaEventRecord(t->done, cuda->out), "copying rows out", err);
 	return rc;
@@ -545,7 +550,7 @@ static int cuda_submit(struct device *device, const struct batch *batch, struct 
 	if (rc == 0)
 		rc = deliver(cuda, t, size.rows, err);
 	if (rc != 0) {
-		/* What was enqueued may have advanced some layers' caches and not others: they are worth nothing now. */
+		/* What was enqueued may have advanced some layers' caches and not others: worth nothing now. */
 		cuda->lost = true;
 		return err ? err->code = ERR_DEVICE_LOST : ERR_DEVICE_LOST;
 	}
@@ -561,7 +566,8 @@ static int cuda_wait(struct device *device, struct error *err)
 	struct cuda *cuda = cuda_of(device);
 	struct turn *t = &cuda->turns[cuda->waited++ % DEPTH];
 	int lost = check_lost(cuda, err);
-	int rc = cuda_check(cudaEventSynchronize(t->done), "running the batch", lost ? NULL : err); /* whatever else failed */
+	/* even then: what was enqueued before still writes to its windows */
+	int rc = cuda_check(cudaEventSynchronize(t->done), "running the batch", lost ? NULL : err);
 
 	if (lost || rc != 0) {
 		cuda->lost = true;

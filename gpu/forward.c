@@ -122,8 +122,8 @@ void forward_close(struct forward *forward)
 }
 
 /*
- * A segment's chunks follow each other, on one block for every few heads.  Where that leaves most processors idle behind
- * the longest segment, all chunks at once win, although their states go through memory.
+ * A segment's chunks follow each other, on one block for every few heads.  Where that leaves most processors idle
+ * behind the longest segment, all chunks at once win, although their states go through memory.
  */
 enum mixer forward_mixer(const struct forward *forward, const struct batch_size *size)
 {

@@ -32,7 +32,7 @@ struct forward {
 	cudaStream_t stream;
 	const struct batch_view *view; /* in device memory: the batch to run */
 
-	const int *planes; /* [layers + 1]: the output's plane of the stream after each layer, and of the final norm; -1 */
+	const int *planes; /* [layers + 1]: the output's plane of the stream after each layer, of the final norm; -1 */
 	enum dtype output_dtype;
 
 	float *residual; /* [rows, hidden_cols] */

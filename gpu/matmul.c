@@ -121,7 +121,8 @@ static int tuning_open(struct tuning *t, struct error *err)
 	if (rc == 0)
 		rc = cuda_check(cudaMalloc(&t->reference, y_bytes), "memory to tune products", err);
 	if (rc == 0)
-		rc = cuda_check(cudaMemsetAsync(t->reference, 0xff, y_bytes, m->library->stream), "tuning products", err);
+		rc = cuda_check(cudaMemsetAsync(t->reference, 0xff, y_bytes, m->library->stream), "tuning products",
+				err);
 	if (rc == 0)
 		rc = cuda_check(cudaMalloc((void **)&t->differ, sizeof(*t->differ)), "memory to tune products", err);
 	if (rc == 0)

@@ -15,7 +15,8 @@ static __device__ inline uint32_t shared_address(const void *at)
 /* An mbarrier on which `arrivals` arrive in each phase. */
 static __device__ inline void mbarrier_init(uint64_t *barrier, int arrivals)
 {
-	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+		     : "memory");
 }
 
 static __device__ inline void mbarrier_arrive(uint64_t *barrier)

@@ -36,7 +36,8 @@ static __device__ inline void store_whole(void *to, uint4 v)
 
 static __device__ inline void store_whole(void *to, float4 v)
 {
-	store_whole(to, make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)));
+	store_whole(to, make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z),
+				   __float_as_uint(v.w)));
 }
 
 /* Two bfloat16 in a word; the lower half is the first. */

@@ -6,8 +6,8 @@ extern "C" {
 /*
  * x, B, C = silu(conv(...));  h = h * exp(dt A) + dt x B;  y = h C + D x;  gated = y * silu(z)
  *
- * A block takes a head of a segment.  Its state stays in registers from the first row to the last: a warp owns some rows
- * p of the state [head_dim, state], a lane VECTOR columns n.  Rows go by in tiles of TILE: convolve them all, then
+ * A block takes a head of a segment.  Its state stays in registers from the first row to the last: a warp owns some
+ * rows p of the state [head_dim, state], a lane VECTOR columns n.  Rows go by in tiles of TILE: convolve them all, then
  * step through them, then gate them all.  COMMON: the compiler knows the sizes that nearly all models have.
  */
 #define TILE 8
@@ -143,7 +143,7 @@ static __device__ void prepare_tile(const struct scan_params &a, const struct sc
 				    int from, int rows, const struct scan_tile &t)
 {
 	const struct layout &l = a.layout;
-	const T *proj = (const T *)a.proj + (size_t)(p.s.row + from) * l.proj_cols;
+	const T *proj = (const T *)a.proj + (size_t)(p.s.row + from) * l.proj_cols, *gate = proj + p.head * z.head_dim;
 	int conv = z.head_dim + 2 * z.state;
 
 	for (int i = 4 * threadIdx.x; i < conv + z.head_dim; i += 4 * z.threads) {
@@ -154,7 +154,7 @@ static __device__ void prepare_tile(const struct scan_params &a, const struct sc
 #pragma unroll 1
 		for (int r = 0; r < rows; r++, to += wide ? z.n_cols : z.p_cols)
 			*(float4 *)to = i < conv ? convolve<T>(a, z, p, from + r, c) :
-						   silu4(load4(proj + r * l.proj_cols + p.head * z.head_dim + i - conv));
+						   silu4(load4(gate + r * l.proj_cols + i - conv));
 	}
 	int last = z.threads - 1 - threadIdx.x; /* the last threads convolve least */
 	if (last < rows) {

@@ -1,4 +1,4 @@
-/* Kernel: a mixer between its two products, one row after another: exact for any shape and window, the one for float32. */
+/* Kernel: a mixer between its two products, row after row: exact for any shape and window, the one for float32. */
 #ifndef GPU_SCAN_H
 #define GPU_SCAN_H
 #include "gpu/kernel.h"

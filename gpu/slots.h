@@ -45,7 +45,7 @@ void slots_cache_free(struct slots *slots, struct cache *cache);
  */
 int slots_bring(struct slots *slots, const struct batch *batch, struct error *err);
 
-/* Copy a cache to and from the canonical layout of shape.h.  They wait for the stream.  A failed import changes nothing. */
+/* Copy a cache to and from the canonical layout of shape.h; waits for the stream.  A failed import changes nothing. */
 int slots_export(struct slots *slots, const struct cache *cache, float *state, struct error *err);
 int slots_import(struct slots *slots, struct cache *cache, const float *state, struct error *err);
 

@@ -41,7 +41,8 @@ static __device__ inline void tile_load_transposed(uint32_t r[4], const bfloat16
 /* Copy 16 bytes from global to shared memory in the background. */
 static __device__ inline void copy16(void *to, const void *from)
 {
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+		     "l"(from)
 		     : "memory");
 }
 

@@ -4,7 +4,7 @@
 #include "gpu/transfer.h"
 
 #define LONG_RUN ((size_t)128 << 10) /* bytes, on average: a copy engine takes about a microsecond to begin with one */
-#define FEW_RUNS 2                   /* that go by copy engine however short: a kernel has to ask the host where they lie */
+#define FEW_RUNS 2                   /* go by copy engine however short: a kernel has to ask the host where they lie */
 
 /* Where row r lies on the host. */
 typedef const char *place(const struct row_view *rows, size_t r);
@@ -63,10 +63,13 @@ cudaError_t transfer_out(const struct scatter *scatter, const int *planes, const
 		return rows_scatter(scatter, rows, n, stream);
 	for (size_t from = 0, to; from < n && status == cudaSuccess; from = to) {
 		to = run_end(rows, n, from, place_out, row_bytes);
-		for (size_t o = 0; o < scatter->n_outputs && status == cudaSuccess; o++)
+		for (size_t o = 0; o < scatter->n_outputs && status == cudaSuccess; o++) {
+			size_t row = (size_t)planes[o] * scatter->max_rows + from;
+
 			status = cudaMemcpyAsync(rows[from].out + o * scatter->window * row_bytes,
-						 scatter->output + ((size_t)planes[o] * scatter->max_rows + from) * row_bytes,
-						 (to - from) * row_bytes, cudaMemcpyDeviceToHost, stream);
+						 scatter->output + row * row_bytes, (to - from) * row_bytes,
+						 cudaMemcpyDeviceToHost, stream);
+		}
 	}
 	return status;
 }

@@ -40,8 +40,8 @@ struct cpu_operand {
 
 /*
  * A matrix product out = bias + sum over groups g of scale[g] x[g] W[g], or out += the same: k consists of equal
- * groups, which are normalised by themselves.  W [k, columns] is packed in panels: numbers (k, column) of a panel lie in
- * the order of k, then column; for bfloat16, of k / 2, column, k % 2.
+ * groups, which are normalised by themselves.  W [k, columns] is packed in panels: numbers (k, column) of a panel lie
+ * in the order of k, then column; for bfloat16, of k / 2, column, k % 2.
  */
 struct cpu_product {
 	const struct cpu_operand *x;

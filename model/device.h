@@ -9,8 +9,8 @@
  * back end, the precision, the window and the stream's rows up to it, bit for bit.  They do not depend on the other
  * segments of the batch, on how many windows a segment joins, on the number of threads, nor on rows that follow it.
  *
- * Threads: any may call, but only one at a time submits, exports or imports; meanwhile another one may wait, and a third
- * one call cache_new, cache_free, host_alloc and host_free.
+ * Threads: any may call, but only one at a time submits, exports or imports; meanwhile another one may wait, and a
+ * third one call cache_new, cache_free, host_alloc and host_free.
  */
 #ifndef MODEL_DEVICE_H
 #define MODEL_DEVICE_H
@@ -26,7 +26,7 @@
 enum precision {
 	PRECISION_AUTO,     /* bfloat16 for a half-precision checkpoint on a device that is good at it, else float32 */
 	PRECISION_FLOAT32,  /* everything in float32 */
-	PRECISION_BFLOAT16  /* weights and matrix inputs bfloat16; accumulation, residual, norms, decay, caches float32 */
+	PRECISION_BFLOAT16  /* weights, matrix inputs bfloat16; accumulation, residual, norms, decay, caches float32 */
 };
 
 /* An output that is the hidden state after the final norm, rather than the residual stream after a layer. */
@@ -37,7 +37,7 @@ struct device_options {
 	enum precision precision;
 	size_t threads;            /* CPU: 0 means as many as the process may use */
 	size_t window;             /* rows; caches advance by whole windows */
-	size_t max_rows;           /* most rows of a batch, >= window; 0: the device chooses (and device.max_rows says) */
+	size_t max_rows;           /* most rows of a batch, >= window; 0: the device chooses (device.max_rows says) */
 	size_t max_segments;       /* most segments of a batch; 0: max_rows */
 	size_t cache_bytes;        /* device memory for caches; 0: what is free */
 	const int *outputs;        /* [n_outputs] what a row yields: OUTPUT_FINAL or a layer's index */

@@ -67,8 +67,9 @@ struct safetensors_string {
 #define SAFETENSORS_BLOCK 4096
 
 /*
- * Make the header of a file of these tensors and metadata, its length included; padded with spaces to a whole number of
- * blocks, so that the data can be written past the page cache and mapped.  Free it with free.  ERR_ARGUMENT for a name that is not UTF-8.
+ * Make the header of a file of these tensors and metadata, its length included; padded with spaces to a whole number
+ * of blocks, so that the data can be written past the page cache and mapped.  Free it with free.  ERR_ARGUMENT for a
+ * name that is not UTF-8.
  */
 int safetensors_header(const struct safetensors_entry *entries, size_t n_entries,
 		       const struct safetensors_string *metadata, size_t n_metadata,

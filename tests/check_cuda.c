@@ -608,7 +608,9 @@ END_TEST
 static const struct {
 	size_t window;
 	enum precision precision;
-} kernels[] = { { 1, PRECISION_FLOAT32 }, { 65, PRECISION_FLOAT32 }, { 1, PRECISION_BFLOAT16 }, { 65, PRECISION_BFLOAT16 } };
+} kernels[] = {
+	{ 1, PRECISION_FLOAT32 }, { 65, PRECISION_FLOAT32 }, { 1, PRECISION_BFLOAT16 }, { 65, PRECISION_BFLOAT16 }
+};
 #define N_KERNELS (int)(sizeof kernels / sizeof *kernels)
 
 /*
@@ -633,7 +635,8 @@ START_TEST(every_kernel_agrees_with_cpu)
 	struct cache *cache;
 
 	for (size_t i = 0; i < streams; i++)
-		pieces[i] = (struct piece){ stream_cache(device), rows + i * n * columns, n, hidden + i * n * columns, n };
+		pieces[i] = (struct piece){ stream_cache(device), rows + i * n * columns, n,
+					    hidden + i * n * columns, n };
 	pieces[streams] = (struct piece){ stream_cache(device), rows, longer, hidden + all * columns, longer };
 	stream_batch(device, pieces, streams);
 	stream_batch(device, pieces + streams, 1);
