@@ -14,8 +14,7 @@
 #define ANSWER_BYTES ((size_t)512 << 10) /* so many streams with the longest of ids */
 #define STREAMS_MAX 1000 /* in one answer */
 
-typedef int command(struct server *server, const struct control *request, struct control_writer *answer,
-		    struct error *err);
+typedef int command(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
 
 static const char *const phases[] = {
 	[SERVER_SERVING] = "serving", [SERVER_DRAINING] = "draining", [SERVER_STOPPING] = "stopping"
@@ -105,12 +104,12 @@ static void put_states(struct server *server, struct control_writer *answer)
 	control_close(answer);
 }
 
-static int command_status(struct server *server, const struct control *request, struct control_writer *answer,
+static int command_status(struct server *server, const struct asked *asked, struct control_writer *answer,
 			  struct error *err)
 {
 	const struct device *device = server->lanes[0].device;
 
-	(void)request;
+	(void)asked;
 	(void)err;
 	control_put_str(answer, "version", PACKAGE_VERSION);
 	control_put_str(answer, "state", phases[server->phase]);
@@ -164,14 +163,14 @@ static void put_stream(struct control_writer *answer, const struct stream *strea
 }
 
 /* streams {prefix?}: up to STREAMS_MAX of them, and how many there are. */
-static int command_streams(struct server *server, const struct control *request, struct control_writer *answer,
+static int command_streams(struct server *server, const struct asked *asked, struct control_writer *answer,
 			   struct error *err)
 {
 	const struct table_entry *entry = NULL;
 	const char *prefix = "";
 	size_t prefix_size = 0, listed = 0, matching = 0;
 
-	if (control_get_bytes(request, "prefix", &prefix, &prefix_size, err))
+	if (control_get_bytes(&asked->control, "prefix", &prefix, &prefix_size, err))
 		return err->code;
 	control_open_array(answer, "streams");
 	while ((entry = table_next(&server->streams, entry))) {
@@ -189,48 +188,30 @@ static int command_streams(struct server *server, const struct control *request,
 	return 0;
 }
 
-/* The stream that the request's key "stream" names. */
-static int find(struct server *server, const struct control *request, struct stream **ret_stream, struct error *err)
-{
-	const char *id = NULL;
-	size_t id_size = 0;
-
-	if (control_get_bytes(request, "stream", &id, &id_size, err))
-		return err->code;
-	if (!id)
-		return error_set(err, REFUSED_BAD_HEADER, "stream: missing, expected a stream id");
-	*ret_stream = stream_find(server, id, id_size);
-	return *ret_stream ? 0 : error_set(err, REFUSED_CLOSED, "no such stream is open");
-}
-
 /* Reset a stream that is not in memory: its states are removed, also where they are damaged. */
-static int reset_on_disk(struct server *server, const struct control *request, struct control_writer *answer,
+static int reset_on_disk(struct server *server, const struct stream_id *id, struct control_writer *answer,
 			 struct error *err)
 {
 	struct saved *saved;
-	const char *id = NULL;
-	size_t id_size = 0;
 	char key[HASH_TEXT];
 
-	if (control_get_bytes(request, "stream", &id, &id_size, err))
-		return err->code;
-	store_key(id, id_size, key);
+	store_key(id->bytes, id->size, key);
 	saved = states_find(server, key);
 	if (!saved)
-		return err->code;
+		return error_set(err, REFUSED_CLOSED, "no such stream is open");
 	states_forget(server, saved);
 	control_put_uint(answer, "epoch", 0);
 	return 0;
 }
 
 /* reset {stream}: a new epoch with a zero cache. */
-static int command_reset(struct server *server, const struct control *request, struct control_writer *answer,
+static int command_reset(struct server *server, const struct asked *asked, struct control_writer *answer,
 			 struct error *err)
 {
-	struct stream *stream, *life;
+	struct stream *stream = stream_find(server, asked->stream.bytes, asked->stream.size), *life;
 
-	if (find(server, request, &stream, err))
-		return err->code == REFUSED_CLOSED ? reset_on_disk(server, request, answer, err) : err->code;
+	if (!stream)
+		return reset_on_disk(server, &asked->stream, answer, err);
 	if (stream_reset(server, stream, "reset by request", &life, err))
 		return err->code;
 	life->source_epoch = life->epoch;
@@ -241,23 +222,23 @@ static int command_reset(struct server *server, const struct control *request, s
 }
 
 /* close {stream}: as if its producer had closed it. */
-static int command_close(struct server *server, const struct control *request, struct control_writer *answer,
+static int command_close(struct server *server, const struct asked *asked, struct control_writer *answer,
 			 struct error *err)
 {
-	struct stream *stream;
+	struct stream *stream = stream_find(server, asked->stream.bytes, asked->stream.size);
 
-	if (find(server, request, &stream, err))
-		return err->code;
+	if (!stream)
+		return error_set(err, REFUSED_CLOSED, "no such stream is open");
 	control_put_uint(answer, "next", stream->next);
 	stream_end(server, stream, EVENT_CLOSED);
 	return 0;
 }
 
 /* drain: take no more input; what was accepted goes out. */
-static int command_drain(struct server *server, const struct control *request, struct control_writer *answer,
+static int command_drain(struct server *server, const struct asked *asked, struct control_writer *answer,
 			 struct error *err)
 {
-	(void)request;
+	(void)asked;
 	(void)err;
 	server_drain(server, false);
 	control_put_str(answer, "state", phases[server->phase]);
@@ -275,13 +256,13 @@ static void put_names(struct control_writer *answer, const char *name, const str
 }
 
 /* reload: read the configuration again; the names of the keys that changed, and of those that need a restart. */
-static int command_reload(struct server *server, const struct control *request, struct control_writer *answer,
+static int command_reload(struct server *server, const struct asked *asked, struct control_writer *answer,
 			  struct error *err)
 {
 	struct config_change changes[CONFIG_CHANGES_MAX];
 	size_t n;
 
-	(void)request;
+	(void)asked;
 	if (reload(server, changes, &n, err))
 		return err->code;
 	put_names(answer, "changed", changes, n, true);
@@ -290,10 +271,10 @@ static int command_reload(struct server *server, const struct control *request, 
 }
 
 /* metrics: all of them. */
-static int command_metrics(struct server *server, const struct control *request, struct control_writer *answer,
+static int command_metrics(struct server *server, const struct asked *asked, struct control_writer *answer,
 			   struct error *err)
 {
-	(void)request;
+	(void)asked;
 	(void)err;
 	metrics_put(server, answer);
 	return 0;
@@ -306,23 +287,23 @@ static const struct {
 	const char *name;
 	command *run;
 	enum scope scope;
-	const char *names[2]; /* keys of the request */
+	size_t takes, needs; /* NAMED: how many of the keys stream and to the request may have, and must */
 } commands[] = {
-	{ "status", command_status, ANY, { NULL } },
-	{ "streams", command_streams, ANY, { NULL } }, /* lists those that the peer controls */
-	{ "metrics", command_metrics, ANY, { NULL } },
-	{ "reset", command_reset, NAMED, { "stream" } },
-	{ "close", command_close, NAMED, { "stream" } },
-	{ "drain", command_drain, ALL, { NULL } },
-	{ "reload", command_reload, ALL, { NULL } },
-	{ "snapshot", requests_snapshot, NAMED, { "stream" } },
-	{ "export", requests_export, NAMED, { "stream" } },
-	{ "import", requests_import, NAMED, { "stream" } },
-	{ "fork", requests_fork, NAMED, { "stream", "to" } },
+	{ "status", command_status, ANY, 0, 0 },
+	{ "streams", command_streams, ANY, 0, 0 }, /* lists those that the peer controls */
+	{ "metrics", command_metrics, ANY, 0, 0 },
+	{ "reset", command_reset, NAMED, 1, 1 },
+	{ "close", command_close, NAMED, 1, 1 },
+	{ "drain", command_drain, ALL, 0, 0 },
+	{ "reload", command_reload, ALL, 0, 0 },
+	{ "snapshot", requests_snapshot, NAMED, 1, 0 },
+	{ "export", requests_export, NAMED, 1, 1 },
+	{ "import", requests_import, NAMED, 1, 0 },
+	{ "fork", requests_fork, NAMED, 2, 2 },
 };
 
 /* May the peer that asks run commands[i]? */
-static int check_rights(const struct server *server, const struct control *request, size_t i, struct error *err)
+static int check_rights(const struct server *server, size_t i, struct error *err)
 {
 	unsigned user = server->message.user;
 	size_t n_prefixes;
@@ -332,31 +313,43 @@ static int check_rights(const struct server *server, const struct control *reque
 		return error_set(err, REFUSED_DENIED, "this key may not control anything");
 	if (commands[i].scope == ALL && !security_allows(server, user, RIGHT_CONTROL, NULL, 0))
 		return error_set(err, REFUSED_DENIED, "%s: this key may not control all streams", commands[i].name);
-	for (size_t k = 0; commands[i].scope == NAMED && k < 2 && commands[i].names[k]; k++) {
-		const char *id = NULL;
-		size_t id_size = 0;
+	return 0;
+}
 
-		if (control_get_bytes(request, commands[i].names[k], &id, &id_size, err))
+/* Read the ids that commands[i] takes; the peer must have control of what they name. */
+static int read_ids(const struct server *server, size_t i, struct asked *asked, struct error *err)
+{
+	static const char *const keys[] = { "stream", "to" };
+	struct stream_id *const ids[] = { &asked->stream, &asked->to };
+
+	for (size_t k = 0; k < commands[i].takes; k++) {
+		struct stream_id *id = ids[k];
+
+		if (control_get_bytes(&asked->control, keys[k], &id->bytes, &id->size, err))
 			return err->code;
-		if (!security_allows(server, user, RIGHT_CONTROL, id, id_size))
+		if (!id->size ? id->bytes || k < commands[i].needs : id->size > MESSAGE_STREAM_MAX)
+			return error_set(err, REFUSED_BAD_HEADER, "%s: expected a stream id of 1 to %d bytes", keys[k],
+					 MESSAGE_STREAM_MAX);
+		if (!security_allows(server, server->message.user, RIGHT_CONTROL, id->bytes, id->size))
 			return error_set(err, REFUSED_DENIED, "%s: this key may not control %s", commands[i].name,
-					 id_size ? "this stream" : "all streams");
+					 id->size ? "this stream" : "all streams");
 	}
 	return 0;
 }
 
 static int run(struct server *server, const void *bytes, size_t size, struct control_writer *answer, struct error *err)
 {
-	struct control request;
+	struct asked asked = { .stream = { NULL, 0 } };
 	const char *cmd = NULL;
 	size_t length = 0;
 
-	if (control_read(bytes, size, &request, err) || control_get_bytes(&request, "cmd", &cmd, &length, err))
+	if (control_read(bytes, size, &asked.control, err) ||
+	    control_get_bytes(&asked.control, "cmd", &cmd, &length, err))
 		return err->code;
 	for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
 		if (cmd && strlen(commands[i].name) == length && !memcmp(commands[i].name, cmd, length))
-			return check_rights(server, &request, i, err) ? err->code
-								      : commands[i].run(server, &request, answer, err);
+			return check_rights(server, i, err) || read_ids(server, i, &asked, err)
+				       ? err->code : commands[i].run(server, &asked, answer, err);
 	return error_set(err, REFUSED_BAD_HEADER,
 			 "cmd: expected status, streams, metrics, reset, close, drain, reload, snapshot, export, import "
 			 "or fork");

@@ -358,26 +358,9 @@ void requests_free(struct server *server)
 
 /* --- beginning --- */
 
-/* Read a stream id from the request; optional: ret_size may become 0. */
-static int read_id(const struct control *control, const char *key, bool optional, unsigned char *id, size_t *ret_size,
-		   struct error *err)
-{
-	const char *bytes = NULL;
-	size_t size = 0;
-
-	if (control_get_bytes(control, key, &bytes, &size, err))
-		return err->code;
-	if ((!size && (bytes || !optional)) || size > MESSAGE_STREAM_MAX)
-		return error_set(err, REFUSED_BAD_HEADER, "%s: expected a stream id of 1 to %d bytes", key,
-				 MESSAGE_STREAM_MAX);
-	if (size)
-		memcpy(id, bytes, size);
-	*ret_size = size;
-	return 0;
-}
-
 /* Keep the request that is being handled; what it asks for is done from the next turn of the loop on. */
-static int begin(struct server *server, const struct request *model, struct error *err)
+static int begin(struct server *server, enum request_kind kind, const struct stream_id *stream,
+		 const struct stream_id *to, struct error *err)
 {
 	struct held_list list = { NULL, NULL };
 	struct request *request = calloc(1, sizeof *request);
@@ -386,69 +369,52 @@ static int begin(struct server *server, const struct request *model, struct erro
 		free(request);
 		return error_set(err, REFUSED_INTERNAL, "too much memory is taken by what waits: ask again");
 	}
-	*request = *model;
-	request->frames = held_pop(server, &list);
-	request->next = server->requests;
+	*request = (struct request){
+		.next = server->requests, .kind = kind, .frames = held_pop(server, &list),
+		.id_size = stream->size, .to_size = to->size, .since_ms = server->now_ms,
+		.errors = server->state_stats.errors, .tasks_begun = server->tasks_begun
+	};
+	if (stream->size)
+		memcpy(request->id, stream->bytes, stream->size);
+	if (to->size)
+		memcpy(request->to, to->bytes, to->size);
 	server->requests = request;
 	return REQUEST_WAITS;
 }
 
-int requests_snapshot(struct server *server, const struct control *control, struct control_writer *writer,
+int requests_snapshot(struct server *server, const struct asked *asked, struct control_writer *answer,
 		      struct error *err)
 {
-	struct request request = {
-		.kind = REQUEST_SNAPSHOT, .since_ms = server->now_ms, .errors = server->state_stats.errors,
-		.tasks_begun = server->tasks_begun
-	};
-	struct stream *stream;
+	struct stream *stream = stream_find(server, asked->stream.bytes, asked->stream.size);
 
-	(void)writer;
+	(void)answer;
 	if (!server->store)
 		return error_set(err, REFUSED_INTERNAL, "states are not kept: state.dir is not set");
-	if (read_id(control, "stream", true, request.id, &request.id_size, err))
-		return err->code;
-	stream = stream_find(server, request.id, request.id_size);
-	if (request.id_size && !stream)
+	if (asked->stream.size && !stream)
 		return error_set(err, REFUSED_CLOSED, "no such stream is in memory");
 	if (stream)
 		saving_hurry(server, stream);
 	else
 		server->save_all_ms = server->now_ms;
-	return begin(server, &request, err);
+	return begin(server, REQUEST_SNAPSHOT, &asked->stream, &asked->to, err);
 }
 
-int requests_export(struct server *server, const struct control *control, struct control_writer *writer,
-		    struct error *err)
+int requests_export(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err)
 {
-	struct request request = { .kind = REQUEST_EXPORT };
-
-	(void)writer;
-	if (read_id(control, "stream", false, request.id, &request.id_size, err))
-		return err->code;
-	return begin(server, &request, err);
+	(void)answer;
+	return begin(server, REQUEST_EXPORT, &asked->stream, &asked->to, err);
 }
 
-int requests_fork(struct server *server, const struct control *control, struct control_writer *writer,
-		  struct error *err)
+int requests_fork(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err)
 {
-	struct request request = { .kind = REQUEST_FORK };
-
-	(void)writer;
-	if (read_id(control, "stream", false, request.id, &request.id_size, err) ||
-	    read_id(control, "to", false, request.to, &request.to_size, err))
-		return err->code;
-	return begin(server, &request, err);
+	(void)answer;
+	return begin(server, REQUEST_FORK, &asked->stream, &asked->to, err);
 }
 
-int requests_import(struct server *server, const struct control *control, struct control_writer *writer,
-		    struct error *err)
+int requests_import(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err)
 {
-	struct request request = { .kind = REQUEST_IMPORT };
-
-	(void)writer;
-	if (!control_has(control, "state"))
+	(void)answer;
+	if (!control_has(&asked->control, "state"))
 		return error_set(err, REFUSED_BAD_HEADER, "state: missing, expected the bytes of a state file");
-	if (read_id(control, "stream", true, request.to, &request.to_size, err))
-		return err->code;
-	return begin(server, &request, err);
+	return begin(server, REQUEST_IMPORT, &asked->to, &asked->stream, err);
 }

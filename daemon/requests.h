@@ -9,6 +9,18 @@
 
 #define REQUEST_WAITS 1 /* the answer will come when the work is done */
 
+/* A stream id of 1 to MESSAGE_STREAM_MAX bytes; NULL and 0: none. */
+struct stream_id {
+	const char *bytes;
+	size_t size;
+};
+
+/* A request, and the streams that it names. */
+struct asked {
+	struct control control;
+	struct stream_id stream, to;
+};
+
 /*
  * Commands as in daemon/commands.c: they return REQUEST_WAITS, or a refusal.
  *
@@ -20,14 +32,11 @@
  *
  * A stream that exists already goes on from the state in its next epoch.
  */
-int requests_snapshot(struct server *server, const struct control *control, struct control_writer *writer,
+int requests_snapshot(struct server *server, const struct asked *asked, struct control_writer *answer,
 		      struct error *err);
-int requests_export(struct server *server, const struct control *control, struct control_writer *writer,
-		    struct error *err);
-int requests_fork(struct server *server, const struct control *control, struct control_writer *writer,
-		  struct error *err);
-int requests_import(struct server *server, const struct control *control, struct control_writer *writer,
-		    struct error *err);
+int requests_export(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
+int requests_fork(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
+int requests_import(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
 
 /* Go on with the requests that wait. */
 void requests_go_on(struct server *server);
