@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define FAILURES_MAX 3
+#define RETRY_MS 5 /* without memory */
 
 /* --- forming a batch --- */
 
@@ -143,7 +144,7 @@ static bool form(struct server *server, struct server_job *job)
 			break;
 		windows += (entry->rows + server->config->window - 1) / server->config->window;
 	}
-	if (n < job->n_entries)
+	if (n < job->n_entries && log_tap_open(&server->shortages, 1))
 		log_warning("out of memory for hidden states: %zu of %zu streams wait", job->n_entries - n,
 			    job->n_entries);
 	job->n_entries = n;
@@ -157,26 +158,34 @@ static bool form(struct server *server, struct server_job *job)
 	return n > 0;
 }
 
-static void start_lane(struct server *server, struct lane *lane)
+/* When to try again if there is no memory. */
+static int64_t start_lane(struct server *server, struct lane *lane)
 {
 	if (lane->failures && lane->jobs_busy)
-		return; /* until all that went down with the failed batch is collected */
+		return INT64_MAX; /* until all that went down with the failed batch is collected */
 	while (lane->jobs_busy < lane->device->depth && !list_empty(&lane->ready)) {
 		struct server_job *job = &lane->jobs[lane->jobs[0].busy ? 1 : 0];
 
 		if (!form(server, job))
-			return;
+			return list_empty(&lane->ready) ? INT64_MAX : server->now_ms + RETRY_MS;
 		job->busy = true;
 		lane->jobs_busy++;
 		server->stats.batches++;
 		worker_submit(lane->worker, &job->job);
 	}
+	return INT64_MAX;
 }
 
-void batch_start(struct server *server)
+int64_t batch_start(struct server *server)
 {
-	for (size_t i = 0; i < server->n_lanes; i++)
-		start_lane(server, &server->lanes[i]);
+	int64_t due = INT64_MAX;
+
+	for (size_t i = 0; i < server->n_lanes; i++) {
+		const int64_t lane_due = start_lane(server, &server->lanes[i]);
+
+		due = lane_due < due ? lane_due : due;
+	}
+	return due;
 }
 
 /* --- after a batch --- */

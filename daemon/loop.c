@@ -368,9 +368,8 @@ int server_run(struct server *server, struct error *err)
 	while (!rc && !server->failed) {
 		int64_t due = stream_timers(server), save_due = saving_start(server), load_due = resuming_go_on(server);
 		int64_t service_due = service_turn(server), pages_due = pages_turn(server);
-		int64_t sweep_due = limits_sweep(server);
+		int64_t sweep_due = limits_sweep(server), batch_due = batch_start(server);
 
-		batch_start(server);
 		publish_acks(server);
 		if (server->phase == SERVER_STOPPING && all_done(server))
 			return 0;
@@ -383,6 +382,7 @@ int server_run(struct server *server, struct error *err)
 		due = service_due < due ? service_due : due;
 		due = pages_due < due ? pages_due : due;
 		due = sweep_due < due ? sweep_due : due;
+		due = batch_due < due ? batch_due : due;
 		rc = turn(server, load_due < due ? load_due : due, err);
 	}
 	return rc ? rc : error_set(err, ERR_SYSTEM, "a socket failed");

@@ -159,14 +159,14 @@ static size_t list_length(struct list *list)
 static uint64_t resident_bytes(void)
 {
 	FILE *file = fopen("/proc/self/statm", "re");
-	unsigned long long pages = 0;
+	unsigned long long pages;
+	bool known;
 
 	if (!file)
 		return 0;
-	if (fscanf(file, "%*u %llu", &pages) != 1)
-		pages = 0;
+	known = fscanf(file, "%*u %llu", &pages) == 1;
 	fclose(file);
-	return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+	return known ? pages * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
 }
 
 /* Caches that moved from a device's memory to the host's. */

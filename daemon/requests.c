@@ -50,8 +50,10 @@ static void answer(struct server *server, struct request *request, const void *b
 	struct error error;
 
 	held_message(request->frames, &message);
-	if (control_answer(server->control, &message, bytes, size, &sent, &error))
+	if (control_answer(server->control, &message, bytes, size, &sent, &error)) {
 		log_error("%s", error.text);
+		server->failed = true;
+	}
 	remove_request(server, request);
 }
 

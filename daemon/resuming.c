@@ -92,6 +92,16 @@ static void begin_anew(struct server *server, struct stream *stream)
 	ingest_held(server, &list);
 }
 
+/* It cannot be had just now, for want of the disk, the device or memory: its messages wait on. */
+static void try_later(struct server *server, struct slot *slot, const struct error *error)
+{
+	struct stream *stream = slot->stream;
+
+	states_failed(server, STORE_READ, error);
+	states_free_slot(server, slot);
+	list_append(&server->loading, &stream->unsaved);
+}
+
 /* It cannot be had: the messages that waited are refused with why. */
 static void give_up(struct server *server, struct stream *stream, struct saved *saved, const char *why)
 {
@@ -99,10 +109,8 @@ static void give_up(struct server *server, struct stream *stream, struct saved *
 
 	log_about(LOG_LEVEL_ERROR, &about, "stream cannot be resumed: %s", why);
 	server->state_stats.damaged++;
-	if (saved) {
-		free(saved->damage);
-		saved->damage = strdup(why);
-	}
+	free(saved->damage);
+	saved->damage = strdup(why);
 	begin_anew(server, stream);
 }
 
@@ -158,9 +166,7 @@ void resuming_read(struct server *server, struct slot *slot)
 	struct saved *saved = states_find(server, stream->key);
 
 	if (task->error.code && task->error.code != ERR_FORMAT && task->error.code != ERR_UNSUPPORTED) {
-		states_failed(server, STORE_READ, &task->error);
-		states_free_slot(server, slot);
-		list_append(&server->loading, &stream->unsaved);
+		try_later(server, slot, &task->error);
 		return;
 	}
 	states_well(server, STORE_READ);
@@ -245,14 +251,17 @@ void resuming_copied(struct server *server, struct slot *slot)
 	}
 	if (!error.code)
 		adopt(server, stream, slot->state, &error);
+	if (error.code && !request) {
+		try_later(server, slot, &error);
+		return;
+	}
 	if (!error.code && strcmp(slot->state->device, stream->lane->device->description))
 		log_info("a state made on \"%s\" goes on here", slot->state->device);
 	states_free_slot(server, slot);
 	if (request)
 		requests_resumed(server, request, stream, &error);
-	if (error.code) {
-		give_up(server, stream, NULL, error.text);
-		return;
-	}
-	go_live(server, stream, !request);
+	if (error.code)
+		begin_anew(server, stream);
+	else
+		go_live(server, stream, !request);
 }

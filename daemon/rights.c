@@ -59,47 +59,30 @@ void rights_free(struct rights *rights)
 	free(rights);
 }
 
-/* The grant of a key, found or made; NULL without memory. */
-static struct grant *get(struct rights *rights, const unsigned char key[KEY_BYTES])
+/* The grant of a key, found or made. */
+static int get(struct rights *rights, const unsigned char key[KEY_BYTES], struct grant **ret_grant, struct error *err)
 {
 	struct table_entry *entry = table_find(&rights->keys, key, KEY_BYTES);
 	struct grant *grant, **grown;
 
-	if (entry)
-		return list_entry(entry, struct grant, entry);
+	if (entry) {
+		*ret_grant = list_entry(entry, struct grant, entry);
+		return 0;
+	}
 	grown = realloc(rights->grant, (rights->n + 1) * sizeof(struct grant *));
 	if (!grown)
-		return NULL;
+		return error_memory(err, "authorised keys");
 	rights->grant = grown;
 	grant = calloc(1, sizeof *grant);
 	if (!grant)
-		return NULL;
+		return error_memory(err, "authorised keys");
 	memcpy(grant->key, key, KEY_BYTES);
 	grant->entry.key = grant->key;
 	grant->entry.key_size = KEY_BYTES;
 	rights->grant[rights->n++] = grant;
 	grant->user = (unsigned)rights->n;
 	table_insert(&rights->keys, &grant->entry);
-	return grant;
-}
-
-/* Empty, but for the numbers of the keys that old knows. */
-static int make(const struct rights *old, struct rights **ret_rights, struct error *err)
-{
-	struct rights *rights = calloc(1, sizeof *rights);
-
-	if (!rights)
-		return error_memory(err, "authorised keys");
-	if (table_init(&rights->keys, err)) {
-		free(rights);
-		return err->code;
-	}
-	for (size_t i = 0; old && i < old->n; i++)
-		if (!get(rights, old->grant[i]->key)) {
-			rights_free(rights);
-			return error_memory(err, "authorised keys");
-		}
-	*ret_rights = rights;
+	*ret_grant = grant;
 	return 0;
 }
 
@@ -150,7 +133,7 @@ static int read_line(const struct place *place, char *line, struct rights *right
 	char *rest, *name = strtok_r(line, BLANKS, &rest), *key, *word;
 	unsigned char bytes[KEY_BYTES];
 	struct grant *grant;
-	int rc = 0;
+	int rc;
 
 	if (!name || *name == '#')
 		return 0;
@@ -162,10 +145,13 @@ static int read_line(const struct place *place, char *line, struct rights *right
 	if (rights->authorised == KEYS_MAX)
 		return error_set(err, ERR_FORMAT, "%s:%zu: \"%.60s\": one key too many, expected up to %d", place->path,
 				 place->line, name, KEYS_MAX);
-	grant = get(rights, bytes);
-	if (grant && grant->name)
+	rc = get(rights, bytes, &grant, err);
+	if (rc)
+		return rc;
+	if (grant->name)
 		return bad(place, "this key stands here twice", key, err);
-	if (!grant || !(grant->name = strdup(name)))
+	grant->name = strdup(name);
+	if (!grant->name)
 		return error_memory(err, "authorised keys");
 	rights->authorised++;
 	while (!rc && (word = strtok_r(NULL, BLANKS, &rest)))
@@ -191,19 +177,22 @@ static int read_lines(FILE *file, const char *path, struct rights *rights, struc
 int rights_read(const char *path, const struct rights *old, struct rights **ret_rights, struct error *err)
 {
 	FILE *file = fopen(path, "re");
-	struct rights *rights = NULL;
+	struct rights *rights;
+	struct grant *grant;
 	int rc;
 
 	if (!file)
 		return error_system(err, "%s", path);
-	rc = make(old, &rights, err);
-	if (!rc) {
+	rights = calloc(1, sizeof *rights);
+	rc = rights ? table_init(&rights->keys, err) : error_memory(err, "authorised keys");
+	for (size_t i = 0; !rc && old && i < old->n; i++) /* they keep their numbers */
+		rc = get(rights, old->grant[i]->key, &grant, err);
+	if (!rc)
 		rc = read_lines(file, path, rights, err);
-		if (rc)
-			rights_free(rights);
-		else
-			*ret_rights = rights;
-	}
+	if (rc)
+		rights_free(rights);
+	else
+		*ret_rights = rights;
 	fclose(file);
 	return rc;
 }

@@ -141,7 +141,7 @@ struct server {
 	struct service service;
 	struct http *http;    /* NULL: metrics.listen is empty */
 	int64_t http_due_ms;  /* when it has something to do */
-	struct log_tap refusals, drops, lost_refusals;
+	struct log_tap refusals, drops, lost_refusals, shortages;
 	struct stats stats;
 	struct metrics metrics;
 };
@@ -240,8 +240,11 @@ void peer_release(struct server *server, struct peer *peer); /* gone with the la
 
 /* --- batch.c --- */
 
-/* While a device has room and streams of its lane are ready: form a batch and hand it to the worker. */
-void batch_start(struct server *server);
+/*
+ * While a device has room and streams of its lane are ready: form a batch and hand it to the worker.  Returns when to
+ * call it again if nothing else happens: without memory for hidden states they wait.
+ */
+int64_t batch_start(struct server *server);
 
 /* Collect finished batches and move their streams on.  Errors: the device is lost. */
 int batch_finish(struct server *server, struct error *err);

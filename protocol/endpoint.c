@@ -487,16 +487,14 @@ static int build_all(zmq_msg_t *msgs, const struct endpoint_frame *frames, size_
 	return 0;
 }
 
-/* Send the frames behind an accepted first one. */
+/* Send the frames behind an accepted first one: all of them, whatever becomes of each. */
 static int send_following(void *socket, zmq_msg_t *msgs, size_t n)
 {
-	int failure = 0;
+	int status = 0;
 
 	for (size_t i = 0; i < n; i++)
-		if (send_built(socket, &msgs[i], i + 1 < n) != 0)
-			failure = errno;
-	errno = failure;
-	return failure == 0 ? 0 : -1;
+		status |= send_built(socket, &msgs[i], i + 1 < n);
+	return status;
 }
 
 /* Send the first frame to every subscriber that has room. */

@@ -77,21 +77,21 @@ static bool judge(struct subscribers *subscribers, struct subscription *subscrip
 int subscribers_next(struct subscribers *subscribers, struct subscription *ret_subscription, struct error *err)
 {
 	struct subscription subscription;
+	int size;
 
-	for (;;) {
-		if (zmq_msg_recv(&subscribers->message, subscribers->socket, ZMQ_DONTWAIT) < 0) {
-			if (errno == EINTR)
-				continue;
-			if (errno != EAGAIN)
-				return failed(err);
+	do {
+		do
+			size = zmq_msg_recv(&subscribers->message, subscribers->socket, ZMQ_DONTWAIT);
+		while (size < 0 && errno == EINTR);
+		if (size < 0 && errno != EAGAIN)
+			return failed(err);
+		if (size < 0) {
 			subscribers->in_doubt = false;
 			return 0;
 		}
-		if (judge(subscribers, &subscription)) {
-			*ret_subscription = subscription;
-			return 1;
-		}
-	}
+	} while (!judge(subscribers, &subscription));
+	*ret_subscription = subscription;
+	return 1;
 }
 
 static int set(struct subscribers *subscribers, int option, const void *prefix, size_t size, struct error *err)

@@ -64,7 +64,17 @@ static void set(const char *const *settings)
 		must(!string_list_add(&source.overrides, *settings, &err));
 }
 
-void fake_daemon_open(struct server *server, bool states, const char *const *settings)
+static void close_daemon(struct server *server)
+{
+	server_free(server);
+	config_free(&config);
+	string_list_clear(&source.overrides);
+	fake_forget(ENDPOINT_INGEST);
+	fake_forget(ENDPOINT_SUBSCRIBE);
+	fake_forget(ENDPOINT_CONTROL);
+}
+
+int fake_daemon_open(struct server *server, bool states, const char *const *settings, struct error *err)
 {
 	static const char *const fixed[] = {
 		"model=" TESTS_DIR "/golden/seed-46032", "device=cpu", "window=4", "limits.credit_rows=40",
@@ -72,7 +82,7 @@ void fake_daemon_open(struct server *server, bool states, const char *const *set
 		"sockets.publish=ipc://out", "sockets.control=ipc://control", "shutdown_timeout=1000", NULL
 	};
 	char text[80];
-	struct error err;
+	int rc;
 
 	log_set_level(LOG_LEVEL_ERROR);
 	snprintf(text, sizeof text, "state.dir=%s", states ? folder : "");
@@ -81,20 +91,17 @@ void fake_daemon_open(struct server *server, bool states, const char *const *set
 	set((const char *const[]){ text, NULL });
 	set(settings);
 	config = (struct config){ .model = NULL };
-	must(!config_load(&config, &source, &err) && !config_finish(&config, &err));
-	must(!server_open(server, &config, &source, &err));
+	must(!config_load(&config, &source, err) && !config_finish(&config, err));
+	rc = server_open(server, &config, &source, err);
+	if (rc)
+		close_daemon(server);
+	return rc;
 }
 
-int fake_daemon_run(struct server *server)
+int fake_daemon_run(struct server *server, struct error *err)
 {
-	struct error err;
-	const int rc = server_run(server, &err);
+	const int rc = server_run(server, err);
 
-	server_free(server);
-	config_free(&config);
-	string_list_clear(&source.overrides);
-	fake_forget(ENDPOINT_INGEST);
-	fake_forget(ENDPOINT_SUBSCRIBE);
-	fake_forget(ENDPOINT_CONTROL);
+	close_daemon(server);
 	return rc;
 }

@@ -18,9 +18,10 @@ void fake_folder_remove(void); /* with what is in it */
 
 /*
  * Open a daemon with window 4 and a credit of 40 rows; with states it keeps them in the folder.  settings: more of
- * KEY=VALUE, up to NULL.  fake_daemon_run serves until something ends that, and frees it; what server_run returned.
+ * KEY=VALUE, up to NULL.  fake_daemon_run serves until something ends that, and frees it.  They return what server_open
+ * and server_run did.
  */
-void fake_daemon_open(struct server *server, bool states, const char *const *settings);
-int fake_daemon_run(struct server *server);
+int fake_daemon_open(struct server *server, bool states, const char *const *settings, struct error *err);
+int fake_daemon_run(struct server *server, struct error *err);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "model/device.h"
 
@@ -12,22 +13,47 @@ struct cache {
 	uint32_t state;
 };
 
-atomic_bool fake_failure;
+atomic_bool fake_failure, fake_stuck, fake_full;
+atomic_int fake_broken;
 
-static int fake_open(const struct model *model, const struct device_options *options, struct device **ret_device,
-		     struct error *err)
+static void wait_unstuck(void)
+{
+	while (fake_stuck)
+		usleep(100);
+}
+
+static int check_whole(struct error *err)
+{
+	return fake_broken ? error_set(err, fake_broken, "the device is broken") : 0;
+}
+
+static int open_kind(const struct backend *backend, const char *description, const struct model *model,
+		     const struct device_options *options, struct device **ret_device, struct error *err)
 {
 	struct device *fake = calloc(1, sizeof *fake);
 
 	if (!fake)
 		return error_memory(err, "device");
 	*fake = (struct device){
-		.backend = &backend_cpu, .model = model, .window = options->window, .max_rows = 4 * options->window,
+		.backend = backend, .model = model, .window = options->window, .max_rows = 4 * options->window,
 		.max_segments = 4, .n_outputs = 1, .output_dtype = options->output_dtype,
-		.precision = PRECISION_FLOAT32, .depth = DEPTH, .description = "fake"
+		.precision = PRECISION_FLOAT32, .depth = DEPTH
 	};
+	strcpy(fake->description, description);
 	*ret_device = fake;
 	return 0;
+}
+
+static int fake_open(const struct model *model, const struct device_options *options, struct device **ret_device,
+		     struct error *err)
+{
+	return open_kind(&backend_cpu, "fake", model, options, ret_device, err);
+}
+
+static int other_open(const struct model *model, const struct device_options *options, struct device **ret_device,
+		      struct error *err)
+{
+	return open_kind(&backend_cuda, "another fake", model, options, ret_device, err);
 }
 
 static void fake_close(struct device *device)
@@ -38,7 +64,7 @@ static void fake_close(struct device *device)
 static int fake_cache_new(struct device *device, struct cache **ret_cache, struct error *err)
 {
 	(void)device;
-	*ret_cache = calloc(1, sizeof **ret_cache);
+	*ret_cache = fake_full ? NULL : calloc(1, sizeof **ret_cache);
 	return *ret_cache ? 0 : error_memory(err, "cache");
 }
 
@@ -50,7 +76,9 @@ static void fake_cache_free(struct device *device, struct cache *cache)
 
 static int fake_export(struct device *device, const struct cache *cache, float *state, struct error *err)
 {
-	(void)err;
+	wait_unstuck();
+	if (check_whole(err))
+		return err->code;
 	memset(state, 0, shape_cache_floats(&device->model->shape) * sizeof *state);
 	state[0] = (float)cache->state;
 	return 0;
@@ -59,7 +87,9 @@ static int fake_export(struct device *device, const struct cache *cache, float *
 static int fake_import(struct device *device, struct cache *cache, const float *state, struct error *err)
 {
 	(void)device;
-	(void)err;
+	wait_unstuck();
+	if (check_whole(err))
+		return err->code;
 	cache->state = fake_number(state[0]);
 	return 0;
 }
@@ -67,7 +97,7 @@ static int fake_import(struct device *device, struct cache *cache, const float *
 static void *fake_host_alloc(struct device *device, size_t bytes)
 {
 	(void)device;
-	return malloc(bytes);
+	return fake_full ? NULL : malloc(bytes);
 }
 
 static void fake_host_free(struct device *device, void *memory)
@@ -98,6 +128,8 @@ static int fake_submit(struct device *device, const struct batch *batch, struct 
 {
 	static atomic_bool failed;
 
+	if (check_whole(err))
+		return err->code;
 	failed = atomic_exchange(&fake_failure, false) && !failed;
 	if (failed)
 		return error_set(err, ERR_DEVICE, "a failure was asked for");
@@ -110,21 +142,23 @@ static int fake_wait(struct device *device, struct error *err)
 {
 	(void)device;
 	(void)err;
+	wait_unstuck();
 	return 0;
 }
 
-static int none_open(const struct model *model, const struct device_options *options, struct device **ret_device,
-		     struct error *err)
+/* As if caches moved. */
+static void fake_counts(struct device *device, struct cache_counts *ret_counts)
 {
-	(void)model;
-	(void)options;
-	(void)ret_device;
-	return error_set(err, ERR_UNSUPPORTED, "device cuda: none here");
+	(void)device;
+	*ret_counts = (struct cache_counts){ .slots = 8, .device = 1, .host = 1, .moved_out = 5, .moved_in = 4 };
 }
 
-const struct backend backend_cpu = {
-	.name = "cpu", .open = fake_open, .close = fake_close, .cache_new = fake_cache_new,
-	.cache_free = fake_cache_free, .cache_export = fake_export, .cache_import = fake_import,
-	.host_alloc = fake_host_alloc, .host_free = fake_host_free, .submit = fake_submit, .wait = fake_wait
-};
-const struct backend backend_cuda = { .name = "cuda", .open = none_open };
+#define FAKE(name_, open_) { \
+	.name = (name_), .open = (open_), .close = fake_close, .cache_new = fake_cache_new, \
+	.cache_free = fake_cache_free, .cache_export = fake_export, .cache_import = fake_import, \
+	.cache_counts = fake_counts, .host_alloc = fake_host_alloc, .host_free = fake_host_free, \
+	.submit = fake_submit, .wait = fake_wait \
+}
+
+const struct backend backend_cpu = FAKE("cpu", fake_open);
+const struct backend backend_cuda = FAKE("cuda", other_open);

@@ -1,6 +1,7 @@
 /*
  * A device for tests of what is around it, linked in the place of the real ones: a row's hidden state is a number that
- * follows from all rows of the stream up to it, and the cache is that number at the last whole window.
+ * follows from all rows of the stream up to it, and the cache is that number at the last whole window.  There is one in
+ * the place of the CPU, and another kind of it in the place of a GPU.
  */
 #ifndef TESTS_FAKE_DEVICE_H
 #define TESTS_FAKE_DEVICE_H
@@ -10,6 +11,11 @@
 
 /* Set by a test: the next batch fails, unless the one before it did, and nothing is set any more. */
 extern atomic_bool fake_failure;
+
+/* Set by a test, for as long as it is so: */
+extern atomic_int fake_broken; /* batches and copies fail with this code */
+extern atomic_bool fake_stuck; /* they are not done */
+extern atomic_bool fake_full;  /* there is no memory for caches, nor on the host */
 
 /* A number from anywhere as one that the device may have: a whole one that a float can be. */
 static inline uint32_t fake_number(float number)

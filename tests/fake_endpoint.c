@@ -170,12 +170,12 @@ void endpoint_cut(struct endpoint *endpoint, const struct endpoint_message *mess
 int endpoint_send(struct endpoint *endpoint, const struct endpoint_frame *frames, size_t n_frames,
 		  enum endpoint_sent *ret_sent, struct error *err)
 {
-	(void)err;
-	*ret_sent = fake_world.take(endpoint->kind, frames, n_frames);
+	if (!fake_world.broken)
+		*ret_sent = fake_world.take(endpoint->kind, frames, n_frames);
 	for (size_t i = 0; i < n_frames; i++)
 		if (frames[i].release)
 			frames[i].release((void *)(uintptr_t)frames[i].data, frames[i].arg);
-	return 0;
+	return fake_world.broken ? error_set(err, ERR_SYSTEM, "the socket is broken") : 0;
 }
 
 static bool look(struct endpoint *const *endpoints, const bool *wanted, bool *ready, size_t n)
@@ -201,7 +201,7 @@ int endpoint_poll(struct endpoint *const *endpoints, const bool *wanted, bool *r
 		items[i] = (struct pollfd){ .fd = fds[i], .events = POLLIN };
 	any = look(endpoints, wanted, ready, n_endpoints) || poll(items, n_fds, 0) > 0;
 	if (!any) {
-		fake_world.idle();
+		fake_world.idle(timeout_ms);
 		any = look(endpoints, wanted, ready, n_endpoints);
 	}
 	ppoll(items, n_fds, &(struct timespec){ .tv_nsec = any || timeout_ms == 0 ? 0 : IDLE_NS }, NULL);

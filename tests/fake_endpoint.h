@@ -21,8 +21,9 @@ void fake_forget(enum endpoint_kind kind);
 struct fake_world {
 	/* The daemon sends a message: what comes of it. */
 	enum endpoint_sent (*take)(enum endpoint_kind kind, const struct endpoint_frame *frames, size_t n);
-	/* The daemon would wait, and nothing is queued: do something, or nothing. */
-	void (*idle)(void);
+	/* The daemon would wait, if not for ever up to so many ms, and nothing is queued: do something, or nothing. */
+	void (*idle)(int timeout_ms);
+	bool broken; /* nothing can be sent any more */
 };
 extern struct fake_world fake_world;
 

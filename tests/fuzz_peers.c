@@ -366,8 +366,9 @@ static void act(void)
 		fake_time_passes(UINT64_C(1000000) << what % 16);
 }
 
-static void idle(void)
+static void idle(int timeout_ms)
 {
+	(void)timeout_ms;
 	must(turns++ < MOST_TURNS);
 	if (input_left) {
 		act();
@@ -387,10 +388,11 @@ static void idle(void)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static const char *const gap[] = { "auto", "reject", "reset", "skip" };
+	struct error err;
 	char on_gap[32];
 	uint8_t variant;
 
-	fake_world = (struct fake_world){ take, idle };
+	fake_world = (struct fake_world){ .take = take, .idle = idle };
 	input = data;
 	input_left = size < 2000 ? size : 2000;
 	variant = next_byte();
@@ -404,16 +406,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(good_id, 'g', sizeof good_id);
 	snprintf(on_gap, sizeof on_gap, "streams.on_gap=%s", gap[variant % 4]);
 	fake_folder_make();
-	fake_daemon_open(&server, variant & 4,
-			 (const char *const[]){ on_gap, "sockets.subscribe=ipc://sub",
-						variant & 8 ? "streams.max=3" : "streams.max=1000",
-						variant & 16 ? "streams.flush_after=0.05" : "streams.flush_after=0",
-						variant & 32 ? "streams.idle_timeout=5" : "streams.idle_timeout=0",
-						variant & 64 ? "state.interval=1" : "state.interval=0.01",
-						variant & 128 ? "limits.peer_streams=2" : "limits.peer_streams=0",
-						variant & 128 ? "limits.peer_messages=20" : "limits.peer_messages=0",
-						NULL });
-	must(!fake_daemon_run(&server));
+	must(!fake_daemon_open(&server, variant & 4,
+			       (const char *const[]){
+				       on_gap, "sockets.subscribe=ipc://sub",
+				       variant & 8 ? "streams.max=3" : "streams.max=1000",
+				       variant & 16 ? "streams.flush_after=0.05" : "streams.flush_after=0",
+				       variant & 32 ? "streams.idle_timeout=5" : "streams.idle_timeout=0",
+				       variant & 64 ? "state.interval=1" : "state.interval=0.01",
+				       variant & 128 ? "limits.peer_streams=2" : "limits.peer_streams=0",
+				       variant & 128 ? "limits.peer_messages=20" : "limits.peer_messages=0", NULL
+			       }, &err));
+	must(!fake_daemon_run(&server, &err));
 	fake_folder_remove();
 	return 0;
 }

@@ -385,8 +385,9 @@ static void finish(void)
 	server_drain(&server, true);
 }
 
-static void idle(void)
+static void idle(int timeout_ms)
 {
+	(void)timeout_ms;
 	must(turns++ < MOST_TURNS);
 	if (ending != GO_ON) {
 		memset(slow, 0, sizeof slow); /* or it would wait for them */
@@ -407,22 +408,24 @@ static void run(uint8_t variant)
 {
 	static const char *const most[] = { "2", "3", "4", "1000" }, *const keep[] = { "1", "2", "3", "2" };
 	char text[2][32];
+	struct error err;
 	int rc;
 
 	snprintf(text[0], sizeof *text, "streams.max=%s", most[variant % 4]);
 	snprintf(text[1], sizeof *text, "state.keep=%s", keep[variant / 4 % 4]);
-	fake_daemon_open(&server, variant & 64,
-			 (const char *const[]){ text[0], text[1],
-						variant & 16 ? "state.interval=1" : "state.interval=0.01",
-						variant & 32 ? "streams.flush_after=0.05" : "streams.flush_after=0",
-						variant & 128 ? "streams.idle_timeout=5" : "streams.idle_timeout=0",
-						NULL });
+	rc = fake_daemon_open(&server, variant & 64,
+			      (const char *const[]){
+				      text[0], text[1], variant & 16 ? "state.interval=1" : "state.interval=0.01",
+				      variant & 32 ? "streams.flush_after=0.05" : "streams.flush_after=0",
+				      variant & 128 ? "streams.idle_timeout=5" : "streams.idle_timeout=0", NULL
+			      }, &err);
+	must(!rc);
 	ending = GO_ON;
 	turns = 0;
 	memset(published, 0, sizeof published);
 	for (size_t peer = 0; peer < PEERS; peer++)
 		reconnect(peer);
-	rc = fake_daemon_run(&server);
+	rc = fake_daemon_run(&server, &err);
 	must((rc != 0) == (ending == KILLED));
 	must(!server.state_stats.errors && !server.state_stats.damaged); /* the disk is well, whatever batches do */
 }
@@ -431,7 +434,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	uint8_t variant;
 
-	fake_world = (struct fake_world){ take, idle };
+	fake_world = (struct fake_world){ .take = take, .idle = idle };
 	input = data;
 	input_left = size < 1000 ? size : 1000;
 	variant = next_byte();

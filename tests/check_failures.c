@@ -1,0 +1,559 @@
+/*
+ * A daemon whose device, memory or sockets fail, between fakes of them: what is refused, what waits and comes right
+ * again, and what ends the daemon.
+ *
+ * The daemon has a thread of its own, but runs only while the test waits in turn(), until nothing is left to do at once.
+ */
+#include <arpa/inet.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "protocol/control.h"
+#include "tests/fake_daemon.h"
+#include "tests/fake_device.h"
+#include "tests/fake_endpoint.h"
+#include "tests/fuzz.h"
+#include "tests/suite.h"
+
+#define COLUMNS 64
+#define MOST_ROWS 100
+#define MOST_SEEN 200
+#define MOST_TURNS 20000 /* until what is waited for counts as never */
+#define SETTINGS(...) ((const char *const[]){ __VA_ARGS__, NULL })
+
+static struct server server;
+static struct error error;
+static pthread_t thread;
+static sem_t go, paused;
+static bool ended;
+static int result, timeout_ms; /* of the run; of its last wait */
+static char deaf;              /* the peer that does not read */
+
+/* What the daemon said on ingest, without what was waited for. */
+static struct { char stream; struct message message; } seen[MOST_SEEN];
+static size_t n_seen;
+static unsigned char answer[1 << 16]; /* to the last control request */
+static size_t answer_size;
+
+/* --- the daemon --- */
+
+static float row_of(uint64_t pos)
+{
+	return (float)(pos % 50 + 1);
+}
+
+static void check_rows(const struct message *message, const float *hidden)
+{
+	uint32_t state = 0;
+
+	for (uint64_t pos = 0; pos < message->pos + message->rows; pos++) {
+		state = fake_step(state, row_of(pos));
+		if (pos >= message->pos)
+			must(hidden[(pos - message->pos) * COLUMNS] == (float)state);
+	}
+}
+
+static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_frame *frames, size_t n)
+{
+	struct error err;
+
+	if (kind == ENDPOINT_CONTROL) {
+		must(frames[1].size <= sizeof answer);
+		memcpy(answer, frames[1].data, frames[1].size);
+		answer_size = frames[1].size;
+	}
+	if (kind != ENDPOINT_INGEST)
+		return ENDPOINT_SENT;
+	if (*(const char *)frames[0].data == deaf)
+		return ENDPOINT_FULL;
+	must(n_seen < MOST_SEEN);
+	seen[n_seen].stream = *(const char *)frames[1].data;
+	must(!message_decode(frames[2].data, frames[2].size, &seen[n_seen].message, &err));
+	if (n > 3)
+		check_rows(&seen[n_seen].message, frames[3].data);
+	n_seen++;
+	return ENDPOINT_SENT;
+}
+
+static void idle(int ms)
+{
+	timeout_ms = ms;
+	sem_post(&paused);
+	sem_wait(&go);
+	fake_time_passes(1000000);
+}
+
+static void *serve(void *arg)
+{
+	(void)arg;
+	result = fake_daemon_run(&server, &error);
+	ended = true;
+	sem_post(&paused);
+	return NULL;
+}
+
+static void turn(void)
+{
+	ck_assert(!ended);
+	sem_post(&go);
+	sem_wait(&paused);
+}
+
+#define UNTIL(condition) \
+	for (unsigned turns = 0; !(condition); turn()) \
+		ck_assert_msg(turns++ < MOST_TURNS, "never: " #condition)
+
+static void start(bool states, const char *const *settings)
+{
+	fake_world = (struct fake_world){ .take = take, .idle = idle };
+	fake_folder_make();
+	sem_init(&go, 0, 0);
+	sem_init(&paused, 0, 0);
+	ck_assert_int_eq(fake_daemon_open(&server, states, settings, &error), 0);
+	ck_assert_int_eq(pthread_create(&thread, NULL, serve, NULL), 0);
+	sem_wait(&paused);
+}
+
+/* Wait for the daemon's end: server_run's result. */
+static int end(void)
+{
+	UNTIL(ended);
+	pthread_join(thread, NULL);
+	fake_folder_remove();
+	return result;
+}
+
+static void stop(void)
+{
+	server_drain(&server, true);
+	ck_assert_int_eq(end(), 0);
+}
+
+/* --- its peers --- */
+
+static void say(char peer, char stream, const struct message *message)
+{
+	static float payload[MOST_ROWS * COLUMNS];
+	unsigned char header[MESSAGE_HEADER_MAX];
+	const struct fake_frame frames[] = {
+		{ &peer, 1 }, { &stream, 1 }, { header, message_encode(message, header) },
+		{ payload, message->rows * COLUMNS * sizeof *payload }
+	};
+
+	for (uint64_t i = 0; i < message->rows; i++)
+		payload[i * COLUMNS] = row_of(message->pos + i);
+	fake_send(ENDPOINT_INGEST, frames, message->has_shape ? 4 : 3);
+}
+
+static void say_rows(char peer, char stream, uint64_t pos, uint64_t rows)
+{
+	say(peer, stream, &(struct message){ .type = MESSAGE_DATA, .has_pos = true, .pos = pos, .has_shape = true,
+					     .rows = rows, .columns = COLUMNS, .dtype = DTYPE_FLOAT32 });
+}
+
+/* Has something of this type been said of the stream?  Then it is taken off the list. */
+static bool heard(char stream, enum message_type type, struct message *ret_message)
+{
+	for (size_t i = 0; i < n_seen; i++) {
+		if (seen[i].stream != stream || seen[i].message.type != type)
+			continue;
+		*ret_message = seen[i].message;
+		memmove(&seen[i], &seen[i + 1], (--n_seen - i) * sizeof *seen);
+		return true;
+	}
+	return false;
+}
+
+static struct message hear(char stream, enum message_type type)
+{
+	struct message message;
+
+	UNTIL(heard(stream, type, &message));
+	return message;
+}
+
+static void say_open(char peer, char stream)
+{
+	say(peer, stream, &(struct message){ .type = MESSAGE_OPEN, .reply = true });
+}
+
+/* Open the stream: at what position it goes on. */
+static uint64_t open_stream(char peer, char stream)
+{
+	say_open(peer, stream);
+	return hear(stream, MESSAGE_ACK).next;
+}
+
+static void hear_rows(char stream, uint64_t stop)
+{
+	struct message hidden;
+
+	do
+		hidden = hear(stream, MESSAGE_HIDDEN);
+	while (hidden.pos + hidden.rows < stop);
+	ck_assert_uint_eq(hidden.pos + hidden.rows, stop);
+}
+
+static void ask(const char *cmd, const char *stream, const struct control *with_state)
+{
+	static unsigned char request[1 << 16];
+	struct control_writer writer;
+	const char *state = NULL;
+	size_t size;
+
+	control_begin_request(&writer, request, sizeof request, cmd);
+	control_put_bin(&writer, "stream", stream, 1);
+	if (with_state && !control_get_bytes(with_state, "state", &state, &size, &error))
+		control_put_bin(&writer, "state", state, size);
+	answer_size = 0;
+	fake_send(ENDPOINT_CONTROL, (struct fake_frame[]){ { "c", 1 }, { request, control_finish(&writer) } }, 2);
+}
+
+/* The answer to what was asked last, or its refusal with this code. */
+static struct control answered(const char *code)
+{
+	struct control control;
+
+	UNTIL(answer_size);
+	ck_assert_int_eq(control_read(answer, answer_size, &control, &error), 0);
+	ck_assert(code ? control_is(&control, "code", code) : !control_has(&control, "code"));
+	return control;
+}
+
+/* A stream of two windows and a row, all of it known to its peer. */
+static void feed(char stream)
+{
+	open_stream('x', stream);
+	say_rows('x', stream, 0, 9);
+	hear_rows(stream, 8);
+}
+
+/* --- devices --- */
+
+static const struct { int code; unsigned failures; } endings[] = { { ERR_DEVICE, 3 }, { ERR_DEVICE_LOST, 1 } };
+
+START_TEST(a_device_of_no_more_use_ends_the_daemon)
+{
+	start(false, SETTINGS("window=4"));
+	feed('a');
+	fake_broken = endings[_i].code;
+	say_rows('x', 'a', 9, 3);
+	ck_assert_int_eq(end(), endings[_i].code);
+	ck_assert_uint_eq(server.stats.failed_batches, endings[_i].failures);
+}
+END_TEST
+
+START_TEST(devices_must_be_alike)
+{
+	fake_folder_make();
+	ck_assert_int_eq(fake_daemon_open(&server, false, SETTINGS("device=[cpu, cuda]"), &error), ERR_ARGUMENT);
+	ck_assert_ptr_nonnull(strstr(error.text, "cuda is \"another fake\": they must be alike"));
+	fake_folder_remove();
+}
+END_TEST
+
+/* What the daemon's page says of its health. */
+static void ask_for_health(char *text, size_t size)
+{
+	static const char request[] = "GET /healthz HTTP/1.0\r\n\r\n";
+	struct sockaddr_in address = { .sin_family = AF_INET };
+	const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	ssize_t n;
+
+	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	address.sin_port = htons((uint16_t)atoi(strchr(http_address(server.http), ':') + 1));
+	ck_assert_int_eq(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+	ck_assert_int_eq(write(fd, request, sizeof request - 1), sizeof request - 1);
+	UNTIL((n = recv(fd, text, size - 1, MSG_DONTWAIT)) > 0);
+	text[n] = '\0';
+	close(fd);
+}
+
+START_TEST(a_device_stuck_for_a_minute_is_no_sign_of_health)
+{
+	char text[1024];
+
+	start(false, SETTINGS("metrics.listen=127.0.0.1:0"));
+	feed('a');
+	fake_stuck = true;
+	say_rows('x', 'a', 9, 3);
+	ask_for_health(text, sizeof text);
+	ck_assert_ptr_nonnull(strstr(text, " 200 "));
+	fake_time_passes(UINT64_C(61000000000));
+	ask_for_health(text, sizeof text);
+	ck_assert_ptr_nonnull(strstr(text, " 503 "));
+	fake_stuck = false;
+	hear_rows('a', 12);
+	ask_for_health(text, sizeof text);
+	ck_assert_ptr_nonnull(strstr(text, " 200 "));
+	stop();
+}
+END_TEST
+
+START_TEST(caches_are_counted_where_they_are)
+{
+	struct control control;
+	struct wire_reader devices;
+	struct control caches;
+	uint64_t moved = 0;
+	size_t n = 0;
+
+	start(false, SETTINGS("window=4"));
+	feed('a');
+	ask("status", "-", NULL);
+	control = answered(NULL);
+	ck_assert_int_eq(control_get_maps(&control, "devices", &devices, &n, &error), 0);
+	ck_assert_uint_eq(n, 1);
+	control = control_next(&devices);
+	ck_assert_int_eq(control_get_map(&control, "caches", &caches, &error), 0);
+	ck_assert_int_eq(control_get_uint(&caches, "moved_out", &moved, &error), 0);
+	ck_assert_uint_eq(moved, 5);
+	ask("metrics", "-", NULL);
+	answered(NULL);
+	ck_assert_uint_eq(server.metrics.streams[PLACE_HOST], 1);
+	ck_assert_uint_eq(server.metrics.streams[PLACE_DEVICE], 0);
+	stop();
+}
+END_TEST
+
+/* --- copies of caches --- */
+
+START_TEST(a_state_that_cannot_be_copied_out_is_refused)
+{
+	start(false, SETTINGS("window=4"));
+	feed('a');
+	fake_broken = ERR_DEVICE;
+	ask("export", "a", NULL);
+	answered("internal");
+	fake_broken = 0;
+	ask("export", "a", NULL);
+	answered(NULL);
+	say_rows('x', 'a', 9, 3);
+	hear_rows('a', 12);
+	stop();
+}
+END_TEST
+
+START_TEST(a_state_that_cannot_be_copied_in_makes_no_stream)
+{
+	struct control exported;
+
+	start(false, SETTINGS("window=4"));
+	feed('a');
+	ask("export", "a", NULL);
+	exported = answered(NULL);
+	fake_broken = ERR_DEVICE;
+	ask("import", "b", &exported);
+	answered("internal");
+	fake_broken = 0;
+	ask("close", "b", NULL);
+	answered("closed");
+	ask("export", "a", NULL);
+	exported = answered(NULL);
+	ask("import", "b", &exported);
+	answered(NULL);
+	ck_assert_uint_eq(open_stream('x', 'b'), 9);
+	say_rows('x', 'b', 9, 3);
+	hear_rows('b', 12);
+	stop();
+}
+END_TEST
+
+START_TEST(a_state_that_cannot_be_copied_is_saved_later)
+{
+	start(true, SETTINGS("state.interval=1000"));
+	feed('a');
+	fake_broken = ERR_DEVICE;
+	ask("snapshot", "a", NULL);
+	answered("internal");
+	ck_assert_uint_eq(server.state_stats.errors, 1);
+	fake_broken = 0;
+	ask("snapshot", "a", NULL);
+	answered(NULL);
+	ck_assert_uint_eq(server.state_stats.saved, 1);
+	stop();
+}
+END_TEST
+
+/* Begin a daemon with a stream that has left memory. */
+static void start_evicted(void)
+{
+	start(true, SETTINGS("streams.idle_timeout=2"));
+	feed('a');
+	UNTIL(!server.streams.n);
+	n_seen = 0;
+}
+
+START_TEST(a_stream_comes_back_when_its_state_can_be_copied)
+{
+	start_evicted();
+	fake_broken = ERR_DEVICE;
+	say_open('x', 'a');
+	UNTIL(server.state_stats.errors == 2);
+	ck_assert_uint_eq(n_seen, 0);
+	ck_assert_uint_eq(server.state_stats.damaged, 0);
+	fake_broken = 0;
+	ck_assert_uint_eq(hear('a', MESSAGE_ACK).next, 9);
+	say_rows('x', 'a', 9, 3);
+	hear_rows('a', 12);
+	stop();
+}
+END_TEST
+
+START_TEST(a_stream_that_is_reset_while_it_comes_back_begins_anew)
+{
+	start_evicted();
+	fake_stuck = true;
+	say_open('x', 'a');
+	UNTIL(server.slots[0].use == SLOT_RESUMING && server.slots[0].stream->in_flight);
+	ask("reset", "a", NULL);
+	answered(NULL);
+	fake_stuck = false;
+	ck_assert_uint_eq(hear('a', MESSAGE_ACK).next, 0);
+	say_rows('x', 'a', 0, 4);
+	hear_rows('a', 4);
+	stop();
+}
+END_TEST
+
+START_TEST(a_stream_that_is_closed_and_reset_while_it_is_saved_leaves_nothing)
+{
+	start(true, SETTINGS("state.interval=1000"));
+	feed('a');
+	fake_stuck = true;
+	ask("snapshot", "a", NULL);
+	UNTIL(server.slots[0].use == SLOT_SAVING);
+	say('x', 'a', &(struct message){ .type = MESSAGE_CLOSE });
+	turn();
+	ask("reset", "a", NULL);
+	answered(NULL);
+	fake_stuck = false;
+	UNTIL(!server.streams.n);
+	ck_assert_uint_eq(server.saved.n, 0);
+	ck_assert_uint_eq(server.state_stats.saved, 0);
+	n_seen = 0;
+	ck_assert_uint_eq(open_stream('x', 'a'), 0);
+	stop();
+}
+END_TEST
+
+/* --- memory --- */
+
+START_TEST(rows_wait_for_memory_for_their_hidden_states)
+{
+	start(false, SETTINGS("window=4"));
+	open_stream('x', 'a');
+	say_rows('x', 'a', 0, 1);
+	UNTIL(server.stats.rows_in == 1);
+	fake_full = true;
+	say_rows('x', 'a', 1, 7);
+	UNTIL(server.stats.rows_in == 8);
+	for (int i = 0; i < 20; i++)
+		turn();
+	ck_assert_uint_eq(server.stats.batches, 0);
+	ck_assert(timeout_ms >= 0 && timeout_ms < 100); /* it will look again by itself */
+	fake_full = false;
+	hear_rows('a', 8);
+	stop();
+}
+END_TEST
+
+START_TEST(a_stream_without_memory_to_come_back_is_refused)
+{
+	start_evicted();
+	fake_full = true;
+	say_open('x', 'a');
+	ck_assert_int_eq(hear('a', MESSAGE_ERROR).code, REFUSED_INTERNAL);
+	fake_full = false;
+	ck_assert_uint_eq(open_stream('x', 'a'), 9);
+	stop();
+}
+END_TEST
+
+/* Streams wait for the place of one that cannot leave, but only so many; those beyond are told to come again. */
+START_TEST(what_waits_for_room_is_bounded)
+{
+	const char first = 'b', last = 'z';
+	struct message message;
+	unsigned served = 0, refused = 0;
+
+	start(true, SETTINGS("streams.max=1", "limits.message_bytes=1024"));
+	open_stream('x', 'a');
+	deaf = 'x';
+	for (uint64_t pos = 0; pos < 8; pos++)
+		say_rows('x', 'a', pos, 1);
+	for (char stream = first; stream <= last; stream++)
+		say_open('y', stream);
+	UNTIL(server.stats.messages_in == 1 + 8 + (size_t)(last - first + 1));
+	ck_assert_uint_le(server.held_bytes, 4096);
+	deaf = '\0';
+	for (char stream = first; stream <= last; stream++) {
+		UNTIL(heard(stream, MESSAGE_ACK, &message) || heard(stream, MESSAGE_ERROR, &message));
+		served += message.type == MESSAGE_ACK;
+		refused += message.type == MESSAGE_ERROR && message.code == REFUSED_NO_CREDIT;
+	}
+	ck_assert_uint_gt(served, 0);
+	ck_assert_uint_gt(refused, 0);
+	ck_assert_uint_eq(served + refused, (unsigned)(last - first + 1));
+	ck_assert_uint_eq(open_stream('y', last), 0);
+	stop();
+}
+END_TEST
+
+/* --- sockets --- */
+
+START_TEST(hidden_states_wait_behind_a_refusal)
+{
+	start(false, SETTINGS("window=32", "limits.credit_rows=100"));
+	open_stream('x', 'a');
+	deaf = 'x';
+	say_rows('x', 'a', 50, 1); /* a gap */
+	say_rows('x', 'a', 0, 64);
+	UNTIL(server.stats.stalls > 1);
+	deaf = '\0';
+	ck_assert_int_eq(hear('a', MESSAGE_ERROR).code, REFUSED_GAP);
+	hear_rows('a', 64);
+	stop();
+}
+END_TEST
+
+START_TEST(a_socket_that_fails_ends_the_daemon)
+{
+	start(false, SETTINGS("window=4"));
+	feed('a');
+	fake_world.broken = true;
+	if (_i)
+		ask("export", "a", NULL);
+	else
+		say_rows('x', 'a', 9, 3);
+	ck_assert_int_eq(end(), ERR_SYSTEM);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("failures");
+	TCase *cases = tcase_create("failures");
+
+	tcase_set_timeout(cases, 120);
+	tcase_add_loop_test(cases, a_device_of_no_more_use_ends_the_daemon, 0, 2);
+	tcase_add_test(cases, devices_must_be_alike);
+	tcase_add_test(cases, a_device_stuck_for_a_minute_is_no_sign_of_health);
+	tcase_add_test(cases, caches_are_counted_where_they_are);
+	tcase_add_test(cases, a_state_that_cannot_be_copied_out_is_refused);
+	tcase_add_test(cases, a_state_that_cannot_be_copied_in_makes_no_stream);
+	tcase_add_test(cases, a_state_that_cannot_be_copied_is_saved_later);
+	tcase_add_test(cases, a_stream_comes_back_when_its_state_can_be_copied);
+	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_begins_anew);
+	tcase_add_test(cases, a_stream_that_is_closed_and_reset_while_it_is_saved_leaves_nothing);
+	tcase_add_test(cases, rows_wait_for_memory_for_their_hidden_states);
+	tcase_add_test(cases, a_stream_without_memory_to_come_back_is_refused);
+	tcase_add_test(cases, what_waits_for_room_is_bounded);
+	tcase_add_test(cases, hidden_states_wait_behind_a_refusal);
+	tcase_add_loop_test(cases, a_socket_that_fails_ends_the_daemon, 0, 2);
+	suite_add_tcase(suite, cases);
+	return suite_run(suite);
+}
