@@ -3,6 +3,7 @@
  */
 #include "daemon/server.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,8 +12,11 @@
 #include "daemon/requests.h"
 #include "protocol/control.h"
 
-#define ANSWER_BYTES ((size_t)512 << 10) /* so many streams with the longest of ids */
-#define STREAMS_MAX 1000 /* in one answer */
+#define ANSWER_BYTES ((size_t)512 << 10)
+#define STREAMS_MAX 1000 /* in one answer: the longest there is */
+#define STREAM_BYTES ((size_t)MESSAGE_STREAM_MAX + 128) /* of it */
+
+_Static_assert(STREAMS_MAX * STREAM_BYTES < ANSWER_BYTES, "an answer has room for so many streams with the longest ids");
 
 typedef int command(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
 
@@ -370,10 +374,7 @@ static size_t write_answer(struct server *server, const void *request, size_t si
 	if (rc)
 		control_begin_refusal(&answer, buffer, ANSWER_BYTES, refused.code, refused.text);
 	length = control_finish(&answer);
-	if (length > ANSWER_BYTES) {
-		control_begin_refusal(&answer, buffer, ANSWER_BYTES, REFUSED_INTERNAL, "the answer is too long");
-		length = control_finish(&answer);
-	}
+	assert(length <= ANSWER_BYTES);
 	return length;
 }
 

@@ -154,7 +154,7 @@ int ctl_send(int argc, char **argv)
 	if (!rc)
 		printf("%zu rows accepted from position %" PRIu64 " on\n", s.in.rows, first);
 out:
-	client_free(s.client, 5000);
+	client_free(s.client, rc ? 0 : 5000);
 	npy_close(&s.in);
 	return rc ? ctl_fail("send", status(&s, &err), &err) : CTL_OK;
 }

@@ -187,6 +187,19 @@ START_TEST(subscriber_gets_its_prefix)
 }
 END_TEST
 
+START_TEST(a_daemon_that_takes_nothing)
+{
+	const struct message open = { .type = MESSAGE_OPEN };
+	int rc = 0;
+
+	ck_assert_int_eq(client_new(CLIENT_INGEST, "tcp://127.0.0.1:1", NULL, &client, &err), 0);
+	while (!rc)
+		rc = client_send(client, "ecg", 3, &open, NULL, 0, &err);
+	ck_assert_int_eq(rc, ERR_SYSTEM);
+	ck_assert_ptr_nonnull(strstr(err.text, "tcp://127.0.0.1:1 takes nothing"));
+}
+END_TEST
+
 /* Answers of a daemon of one command, in a thread of its own, until it is asked to stop. */
 static void *serve(void *arg)
 {
@@ -347,6 +360,7 @@ int main(void)
 	tcase_add_test(tests, messages_without_payload);
 	tcase_add_test(tests, broken_messages_are_errors);
 	tcase_add_test(tests, subscriber_gets_its_prefix);
+	tcase_add_test(tests, a_daemon_that_takes_nothing);
 	tcase_add_test(tests, control_request_of_a_dealer);
 	tcase_add_test(tests, control_request_of_a_req);
 	tcase_add_test(tests, frames_that_are_no_request);

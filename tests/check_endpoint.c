@@ -11,7 +11,7 @@
 
 #include <zmq.h>
 
-#include "protocol/endpoint.h"
+#include "protocol/endpoint_private.h"
 #include "protocol/tally.h"
 #include "protocol/zap.h"
 
@@ -516,6 +516,33 @@ START_TEST(no_keys_without_a_handler)
 }
 END_TEST
 
+/* Within the process no handler is asked: nobody vouches for what comes so, and it is not what anybody may send. */
+START_TEST(a_message_that_nobody_vouches_for)
+{
+	struct endpoint_options keyed = options;
+	struct endpoint *endpoint, *zap;
+	struct endpoint_message message;
+	struct key_pair pair;
+	void *peer;
+
+	ck_assert_int_eq(keys_generate(&pair, &err), 0);
+	keyed.secret_key = pair.secret_key;
+	ck_assert_int_eq(zap_open(context, &zap, &err), 0);
+	ck_assert_int_eq(endpoint_new(context, ENDPOINT_INGEST, &keyed, &endpoint, &err), 0);
+	ck_assert_int_eq(endpoint_attach(endpoint, transport(0), &err), 0);
+	peer = zmq_socket(context->zmq, ZMQ_DEALER);
+	ck_assert_int_eq(zmq_connect(peer, transport(0)), 0);
+	peer_send(peer, (const char *[]){ "a" }, 1);
+	ck_assert_int_eq(endpoint_message_init(&message, &err), 0);
+	receive(endpoint, &message);
+	ck_assert_uint_eq(message.user, ENDPOINT_NOBODY);
+	endpoint_message_clear(&message);
+	zmq_close(peer);
+	endpoint_free(endpoint, 0);
+	endpoint_free(zap, 0);
+}
+END_TEST
+
 START_TEST(addresses)
 {
 	struct endpoint *first = open_endpoint(ENDPOINT_INGEST, "@tcp://127.0.0.1:*"), *second;
@@ -661,6 +688,7 @@ int main(void)
 	tcase_add_test(sockets, first_frame_is_released_too);
 	tcase_add_test(sockets, linger);
 	tcase_add_loop_test(sockets, no_keys_without_a_handler, ENDPOINT_INGEST, ENDPOINT_ZAP);
+	tcase_add_test(sockets, a_message_that_nobody_vouches_for);
 	tcase_add_test(sockets, addresses);
 	tcase_add_test(sockets, stale_ipc_socket);
 	tcase_add_test(sockets, poll_tells_who_is_ready);

@@ -1,6 +1,6 @@
 /*
  * A library to preload into the programs (LD_PRELOAD): each place from which they call what can fail, such as malloc,
- * is a site, numbered as they come to it; at one of them one call fails, such as the first.
+ * is a site, known by where in the program it is; at one of them one call fails, such as the first.
  *
  * MAMBA2D_FAULT_SITES names a file with a struct plan that the test has mapped as well.  Calls that libraries make by
  * themselves are let through: how ZeroMQ lives without memory is not ours to test; nor is what a library that is linked
@@ -27,17 +27,15 @@
 extern void *__libc_malloc(size_t size), *__libc_calloc(size_t n, size_t size), *__libc_realloc(void *old, size_t size);
 
 struct plan {
-	uint32_t site, nth;   /* that call of that site fails, both counted from 1; site 0: none; written by the test */
-	_Atomic uint32_t n;   /* sites so far */
+	uint32_t site, nth;   /* that call, from 1 on, of that site fails; site 0: none; written by the test */
+	uint32_t n;           /* sites so far, of all processes */
 	char call[32];        /* that failed */
+	uint32_t sites[SITES_MAX]; /* [n] bytes into the program's code */
 };
 
 static struct plan *plan;
 static uintptr_t begin, end;         /* of the program's own code */
-static struct {
-	uintptr_t from;
-	uint32_t calls; /* so far */
-} sites[SITES_MAX];
+static uint32_t calls[SITES_MAX];    /* of each site so far */
 static atomic_flag locked = ATOMIC_FLAG_INIT;
 static atomic_bool within;           /* main: what a coverage build still does behind it is no site either */
 
@@ -99,23 +97,22 @@ int __libc_start_main(main_function *main, int argc, char **argv, hook *init, ho
 /* Is this the call that fails? */
 static bool fails(const void *from, const char *call)
 {
-	const uintptr_t site = (uintptr_t)from;
-	uint32_t i = 0;
+	const uintptr_t at = (uintptr_t)from;
+	uint32_t site, i = 0;
 	bool failed;
 
-	if (!plan || !within || site < begin || site >= end)
+	if (!plan || !within || at < begin || at >= end)
 		return false;
+	site = (uint32_t)(at - begin);
 	while (atomic_flag_test_and_set(&locked))
 		;
-	while (i < plan->n && sites[i].from != site)
+	while (i < plan->n && plan->sites[i] != site)
 		i++;
-	if (i == plan->n) {
-		if (i == SITES_MAX)
-			abort();
-		sites[i].from = site;
-		plan->n++;
-	}
-	failed = ++sites[i].calls == plan->nth && i + 1 == plan->site;
+	if (i == SITES_MAX)
+		abort();
+	if (i == plan->n)
+		plan->sites[plan->n++] = site;
+	failed = ++calls[i] == plan->nth && site == plan->site;
 	atomic_flag_clear(&locked);
 	if (failed)
 		strncpy(plan->call, call, sizeof plan->call - 1);
@@ -199,6 +196,7 @@ FAILING(int, fclose, (FILE *file), (file), EOF, ENOSPC)
 FAILING(int, fflush, (FILE *file), (file), EOF, ENOSPC)
 FAILING(size_t, fwrite, (const void *data, size_t size, size_t n, FILE *file), (data, size, n, file), 0, ENOSPC)
 FAILING(int, ferror, (FILE *file), (file), 1, EIO)
+FAILING(int, poll, (void *items, unsigned long n, int timeout), (items, n, timeout), -1, ENOMEM)
 FAILING(int, fstat, (int fd, struct stat *status), (fd, status), -1, EIO)
 FAILING(int, fsync, (int fd), (fd), -1, EIO)
 FAILING(int, fchmod, (int fd, mode_t mode), (fd, mode), -1, EPERM)

@@ -6,6 +6,7 @@ import itertools
 import mmap
 import os
 import re
+import resource
 import shutil
 import struct
 import subprocess
@@ -27,12 +28,12 @@ CALLS = int(os.environ.get("MAMBA2D_CALLS", 1))
 class Calls:
     """At which site calls fail, in programs with this environment: see faultcalls.c."""
 
-    HEAD = struct.Struct("III32s")
+    HEAD, MOST = struct.Struct("III32s"), 4096
 
     def __init__(self, folder):
         path = folder / "sites"
         with open(path, "w+b") as file:
-            file.truncate(self.HEAD.size)
+            file.truncate(self.HEAD.size + 4 * self.MOST)
             self.plan = mmap.mmap(file.fileno(), 0)
         self.environment = {"LD_PRELOAD": library("faultcalls", folder), "MAMBA2D_FAULT_SITES": str(path)}
 
@@ -40,8 +41,8 @@ class Calls:
         self.HEAD.pack_into(self.plan, 0, site, nth, 0, b"")
 
     def sites(self):
-        """How many there were."""
-        return self.HEAD.unpack_from(self.plan)[2]
+        """Those that there were."""
+        return struct.unpack_from(f"{self.HEAD.unpack_from(self.plan)[2]}I", self.plan, self.HEAD.size)
 
     def failed(self):
         """The call that failed."""
@@ -53,12 +54,12 @@ class Calls:
         attempt()
         sites = self.sites()
         assert sites
-        for nth, site in itertools.product(range(1, CALLS + 1), range(1, sites + 1)):
+        for nth, (i, site) in itertools.product(range(1, CALLS + 1), enumerate(sites, 1)):
             self.arm(site, nth)
             try:
                 attempt()
             except Exception as error:
-                raise AssertionError(f"{self.failed()} failed, call {nth} at site {site} of {sites}") from error
+                raise AssertionError(f"{self.failed()} failed, call {nth} at site {i} of {len(sites)}") from error
 
 
 @pytest.fixture
@@ -92,6 +93,7 @@ def use(secured, golden):
     for who, stream in (keyed, b"s1"), (peer, b"s2"):
         who.header(stream, type="open", reply=True)
         who.data(stream, golden.rows[:20], pos=0, flush=True)
+        who.data(stream, golden.rows[20:21], pos=22)
         who.frames(stream, b"noise")
     for command in ("snapshot", "export", "fork"):
         state = daemon.ask(command, stream=b"s2", to=b"s3").get("state")
@@ -111,7 +113,8 @@ def use(secured, golden):
 @pytest.fixture
 def secured(daemons, tmp_path):
     secured = Secured(daemons, tmp_path, CASE, threads=2, device=["cpu", "cpu"],
-                      **{"metrics.listen": "127.0.0.1:0", "state.dir": str(tmp_path / "states")})
+                      **{"metrics.listen": "127.0.0.1:0", "state.dir": str(tmp_path / "states"),
+                         "streams.on_gap": "skip"})
     secured.let("peer", "write read control")
     return secured
 
@@ -126,7 +129,7 @@ def test_the_daemon(secured, calls, golden, tmp_path):
         peer.open(stream)
         peer.data(stream, golden.rows[:20], flush=True, end=stream == b"closed")
         peer.hidden(stream, 0, 20)
-    daemon.environment.update(calls.environment)
+    daemon.environment.update(calls.environment, NOTIFY_SOCKET=str(tmp_path / "nobody"))
     daemon.terminate()
     assert daemon.wait() == 0
     shutil.copytree(daemon.settings["state.dir"], before)
@@ -148,7 +151,12 @@ def test_the_daemon(secured, calls, golden, tmp_path):
         if daemon.process.poll():
             assert re.search("^<3>", daemon.log()[logged:], re.MULTILINE), "no reason given"
 
-    calls.each(attempt)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, limits[1]))  # the daemon asks for more
+    try:
+        calls.each(attempt)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # --- programs that end by themselves ---------------------------------------------------------------------------------

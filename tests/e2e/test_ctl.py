@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
+from faults import library
 from harness import CASES, MAMBA2CTL, ROOT, Peer, Relay, Subscriber, meanwhile, pack, relative_error, same_bytes
 
 CASE, WINDOW = "seed-46032", 8
@@ -145,6 +146,15 @@ def test_status_and_streams(daemon, golden):
 
 def test_status_without_a_daemon(short_path):
     ctl("status", "--control", f"ipc://{short_path}/nobody", status=3)
+
+
+@pytest.mark.native  # sanitizers want to be loaded first
+def test_send_without_a_daemon(short_path, tmp_path, monkeypatch):
+    """It waits for half a minute, and here for a hundredth of that."""
+    np.save(tmp_path / "rows.npy", np.zeros((3, 4), np.float32))
+    monkeypatch.setenv("LD_PRELOAD", library("impatient", tmp_path))
+    told = ctl("send", "--ingest", f"ipc://{short_path}/nobody", "s", str(tmp_path / "rows.npy"), status=3).stderr
+    assert f"{short_path}/nobody: no answer within 30 s" in told
 
 
 def test_keygen_leaves_both_files_or_none(tmp_path):

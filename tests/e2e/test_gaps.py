@@ -268,6 +268,20 @@ def test_the_last_epoch(daemons, rows):
     assert same_bytes(peer.hidden(b"s", 0, len(rows), epoch=last), peer.encode(rows))
 
 
+def test_a_publisher_that_knows_nothing_of_the_last_epoch(daemons, address, rows):
+    """A reset took it, so the publisher's own next one is refused, and nothing becomes of the stream."""
+    daemon = daemons(CASE, window=WINDOW, **{"sockets.subscribe": ">" + address})
+    publisher, consumer, last = Publisher(daemon, address, bind=True), Subscriber(daemon), 2 ** 64 - 1
+    publisher.data(b"s", rows[:5], pos=0, epoch=last - 1)
+    publisher.data(b"s", rows[9:20], pos=9, epoch=last - 1)
+    publisher.data(b"s", rows, pos=0, epoch=last)
+    publisher.data(b"s", rows[20:], pos=20, epoch=last - 1, end=True)
+    consumer.hidden(b"s", 0, 5, epoch=last - 1)
+    assert consumer.take(b"s").event == "reset"
+    assert same_bytes(consumer.hidden(b"s", 0, len(rows) - 9, epoch=last), Peer(daemon).encode(rows[9:]))
+    assert refusals(daemon) == {"stale_epoch": 1}
+
+
 def test_many_publishers_one_of_them_with_gaps(daemons, rows, address):
     daemon = daemons(CASE, window=WINDOW, **{"sockets.subscribe": "@" + address})
     good, bad = Publisher(daemon, address, False), Publisher(daemon, address, False)

@@ -1,6 +1,7 @@
 """Descriptors and memory run out: what is there goes on, what cannot be is refused, and all is well when they are back."""
 import resource
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -29,6 +30,18 @@ def test_descriptors_run_out(golden):
         assert same_bytes(Peer(daemon, address).encode(golden(CASE).rows), want)
     finally:
         daemon.close()
+
+
+def test_a_descriptor_too_few_to_start(daemons):
+    """The last thing that a daemon opens is its HTTP server; what that takes while nobody is connected is missing here."""
+    daemon = daemons(CASE, **{"metrics.listen": "127.0.0.1:0"})
+    opened = min(daemon.descriptors() for _ in range(50) if not time.sleep(0.01))  # the connection of harness.py goes
+    daemon.terminate()
+    assert daemon.wait() == 0
+    daemon.prefix = ["prlimit", f"--nofile={opened - 1}"]
+    with pytest.raises(AssertionError, match="ended with 1"):
+        daemon.start()
+    assert "the HTTP server does not start" in daemon.log()
 
 
 @pytest.mark.native  # sanitizers reserve more addresses than any limit allows

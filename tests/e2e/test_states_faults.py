@@ -155,6 +155,19 @@ def test_short_writes(daemon, faults, rows, want):
     assert producer.have == 95 and daemon.ask("status")["rows_in"] == 0
 
 
+def test_interrupted_writes(daemon, faults, rows, want):
+    daemon.start()
+    producer = Producer(daemon, b"interrupted", rows, want)
+    producer.encode(20)
+    faults.arm("w", 0, 5, errno.EINTR)
+    assert producer.save()["ok"] and faults.happened()
+    daemon.kill()
+    faults.heal()
+    daemon.start()
+    producer.connect()
+    assert producer.have == 20 and states(daemon)["damaged"] == 0
+
+
 @pytest.mark.parametrize("reply", [True, False], ids=["mark", "remove"])
 def test_a_closed_stream_whose_states_cannot_be_removed(daemon, faults, rows, reply, tmp_path):
     daemon.start()
