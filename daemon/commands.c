@@ -16,7 +16,7 @@
 #define STREAMS_MAX 1000 /* in one answer: the longest there is */
 #define STREAM_BYTES ((size_t)MESSAGE_STREAM_MAX + 128) /* of it */
 
-_Static_assert(STREAMS_MAX * STREAM_BYTES < ANSWER_BYTES, "an answer has room for so many streams with the longest ids");
+_Static_assert(STREAMS_MAX * STREAM_BYTES < ANSWER_BYTES, "so many streams with the longest of ids fit");
 
 typedef int command(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
 

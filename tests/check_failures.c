@@ -2,7 +2,7 @@
  * A daemon whose device, memory or sockets fail, between fakes of them: what is refused, what waits and comes right
  * again, and what ends the daemon.
  *
- * The daemon has a thread of its own, but runs only while the test waits in turn(), until nothing is left to do at once.
+ * The daemon has a thread of its own, but runs only while the test waits in turn(), until it would wait itself.
  */
 #include <arpa/inet.h>
 #include <pthread.h>

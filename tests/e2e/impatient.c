@@ -1,4 +1,4 @@
-/* A library to preload into a program (LD_PRELOAD): whatever it waits for with zmq_poll, it does for a hundredth of the time. */
+/* A library to preload into a program (LD_PRELOAD): what it waits for with zmq_poll has a hundredth of the time. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 

@@ -33,7 +33,7 @@ def test_descriptors_run_out(golden):
 
 
 def test_a_descriptor_too_few_to_start(daemons):
-    """The last thing that a daemon opens is its HTTP server; what that takes while nobody is connected is missing here."""
+    """The last thing that it opens is its HTTP server's."""
     daemon = daemons(CASE, **{"metrics.listen": "127.0.0.1:0"})
     opened = min(daemon.descriptors() for _ in range(50) if not time.sleep(0.01))  # the connection of harness.py goes
     daemon.terminate()
