@@ -10,7 +10,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <zmq.h>
 
@@ -229,6 +232,25 @@ static int secure(struct endpoint *endpoint, const char *address)
 	return set_options(endpoint->socket, &server, 1);
 }
 
+/* Whether somebody listens at a socket file: ZeroMQ would take its place without a word. */
+static bool is_served(const char *address)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+	const char *path = address + strlen("ipc://");
+	bool served;
+	int fd;
+
+	if (strncmp(address, "ipc://", strlen("ipc://")) != 0 || strlen(path) >= sizeof at.sun_path)
+		return false;
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return false;
+	strcpy(at.sun_path, path);
+	served = connect(fd, (const struct sockaddr *)&at, sizeof at) == 0 || errno == EAGAIN;
+	close(fd);
+	return served;
+}
+
 /* A socket file is made with its mode: it is never there with another one. */
 static int bind_with_mode(struct endpoint *endpoint, const char *address)
 {
@@ -251,6 +273,8 @@ int endpoint_attach(struct endpoint *endpoint, const char *address, struct error
 		address++;
 	if (endpoint->keyed && !endpoint->context->guarded)
 		return error_set(err, ERR_SYSTEM, "%s: there is no ZAP handler, so anybody would be let in", address);
+	if (!connects && is_served(address))
+		return error_set(err, ERR_SYSTEM, "cannot bind to %s: another process listens there", address);
 	ipv6.value = !is_ipv4(address);
 	if (set_options(endpoint->socket, &ipv6, 1) != 0 || secure(endpoint, address) != 0
 	    || (connects ? zmq_connect(endpoint->socket, address) : bind_with_mode(endpoint, address)) != 0)

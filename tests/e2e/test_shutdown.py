@@ -1,12 +1,13 @@
 """SIGTERM and SIGINT: no more input, everything that was accepted is published, exit 0."""
 import signal
+import subprocess
 import time
 
 import numpy as np
 import pytest
 import zmq
 
-from harness import TIMEOUT, Peer, Receiver, Subscriber, data_frames, pack, same_bytes
+from harness import MAMBA2D, TIMEOUT, Peer, Receiver, Subscriber, data_frames, pack, same_bytes, settings_arguments
 
 CASE, WINDOW = "eight-groups", 16
 
@@ -119,3 +120,15 @@ def test_a_second_daemon_can_start_where_one_was_killed(daemons, rows):
     daemon.kill()
     daemon.start()
     assert same_bytes(Peer(daemon).encode(rows[:100]), want)
+
+
+@pytest.mark.parametrize("shared", ["ingest", "publish", "control"])
+def test_a_second_daemon_leaves_the_sockets_of_the_first_alone(daemons, rows, shared, short_path):
+    daemon = daemons(CASE, window=WINDOW)
+    settings = {**daemon.settings, **{f"sockets.{name}": f"ipc://{short_path}/{name}"
+                                      for name in ("ingest", "publish", "control") if name != shared}}
+    second = subprocess.run([MAMBA2D, *settings_arguments(settings)], capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert f"cannot bind to {daemon.settings[f'sockets.{shared}']}: another process listens there" in second.stderr
+    assert daemon.ask("status")["ok"]
+    assert len(Peer(daemon).encode(rows)) == len(rows)
