@@ -3,6 +3,7 @@
  */
 #include "daemon/security.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "daemon/clock.h"
@@ -25,6 +26,17 @@ static bool is_loopback(const char *address)
 	return !strncmp(host, "127.", 4) && strspn(host, "0123456789.") == length;
 }
 
+/* Does a TCP address end in a port, or in * for any? */
+static bool has_port(const char *address)
+{
+	const char *port = strrchr(address, ':') ? strrchr(address, ':') + 1 : "";
+
+	if (!strcmp(port, "*"))
+		return true;
+	return *port && strlen(port) <= 5 && strspn(port, "0123456789") == strlen(port) &&
+	       strtoul(port, NULL, 10) <= UINT16_MAX;
+}
+
 static int check_address(const struct config *config, const char *key, const char *text, struct error *err)
 {
 	const char *address = text[0] == '>' || text[0] == '@' ? text + 1 : text;
@@ -34,6 +46,9 @@ static int check_address(const struct config *config, const char *key, const cha
 		return 0;
 	if (!tcp && strncmp(address, "ipc://", 6))
 		return error_set(err, ERR_ARGUMENT, "%s: \"%s\", expected tcp://HOST:PORT or ipc://PATH", key, text);
+	if (tcp && !has_port(address))
+		return error_set(err, ERR_ARGUMENT, "%s: \"%s\", expected a port from 1 to 65535 behind the host, or *",
+				 key, text);
 	open = tcp ? !config->security.secret_key[0] && !is_loopback(address + 6) : address[6] == '@';
 	if (!open || config->security.insecure)
 		return 0;
