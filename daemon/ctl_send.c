@@ -62,17 +62,33 @@ static int send_header(struct sending *s, struct message *message, const void *p
 	return client_send(s->client, s->stream, s->stream_size, message, payload, TIMEOUT_MS, err);
 }
 
+static int open_stream(struct sending *s, struct error *err)
+{
+	struct message open = { .type = MESSAGE_OPEN };
+
+	return send_header(s, &open, NULL, err);
+}
+
 /* Take in what the daemon says about the stream; wait for it up to timeout_ms. */
 static int hear(struct sending *s, int timeout_ms, struct error *err)
 {
 	struct client_message message;
+	const struct message *header = &message.header;
 	int rc = client_receive(s->client, timeout_ms, &message, err);
 
 	if (rc == 0 && timeout_ms)
-		return error_set(err, ERR_SYSTEM, "%s: no answer within %d s", s->address, timeout_ms / 1000);
-	if (rc > 0 && message.header.type == MESSAGE_ACK)
-		s->next = message.header.next;
-	return rc <= 0 ? rc : client_stream_update(&s->state, &message.header, err);
+		return error_set(err, ERR_SYSTEM, "%s: no answer within %d s: is it a daemon's ingest socket, and does it "
+				 "ask for keys?", s->address, timeout_ms / 1000);
+	if (rc <= 0)
+		return rc;
+	if (header->type == MESSAGE_ERROR && header->code == REFUSED_STALE_EPOCH && !s->state.open &&
+	    header->epoch > s->state.epoch) {
+		s->state.epoch = header->epoch; /* the stream was reset: the file goes on with its latest life */
+		return open_stream(s, err);
+	}
+	if (header->type == MESSAGE_ACK)
+		s->next = header->next;
+	return client_stream_update(&s->state, header, err);
 }
 
 /* Send the file's rows from the stream's position first on, until all are accepted. */
@@ -132,7 +148,6 @@ static int status(const struct sending *s, const struct error *error)
 
 int ctl_send(int argc, char **argv)
 {
-	struct message open = { .type = MESSAGE_OPEN };
 	struct sending s;
 	struct error err;
 	uint64_t first;
@@ -142,7 +157,7 @@ int ctl_send(int argc, char **argv)
 		return rc;
 	if ((rc = npy_open(s.path, &s.in, &err)) ||
 	    (rc = ctl_connect(CLIENT_INGEST, s.address, &s.keys, &s.client, &err)) ||
-	    (rc = send_header(&s, &open, NULL, &err)))
+	    (rc = open_stream(&s, &err)))
 		goto out;
 	while (!rc && !s.state.open)
 		rc = hear(&s, TIMEOUT_MS, &err);

@@ -208,6 +208,16 @@ def test_reset_and_close(daemon, golden):
     ctl("close", "--control", daemon.control, "ctl-reset", status=4)
 
 
+def test_send_goes_on_after_a_reset(daemon, golden, npy):
+    rows = golden(CASE).rows
+    consumer = Subscriber(daemon, b"ctl-anew")
+    ctl("send", "--ingest", daemon.ingest, "ctl-anew", npy(rows[:20]))
+    ctl("reset", "--control", daemon.control, "ctl-anew")
+    ctl("send", "--ingest", daemon.ingest, "--end", "ctl-anew", npy(rows))
+    consumer.hidden(b"ctl-anew", 0, 20)
+    assert same_bytes(consumer.hidden(b"ctl-anew", 0, len(rows), epoch=1), Peer(daemon).encode(rows))
+
+
 def test_send(daemon, golden, npy):
     rows = golden(CASE).rows
     consumer = Subscriber(daemon, b"ctl-sent")
