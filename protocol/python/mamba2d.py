@@ -465,6 +465,7 @@ class Client:
         self._disconnect()
         self._socket = self._new_socket(zmq.DEALER, "ingest")
         self._socket.setsockopt(zmq.SNDHWM, 0)  # credit bounds what is under way
+        self._socket.setsockopt(zmq.SNDTIMEO, int(self._timeout * 1000))  # without a connection there is no room at all
         if self._identity is not None:
             self._socket.setsockopt(zmq.IDENTITY, self._identity)
         self._lost = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
@@ -553,7 +554,11 @@ class Client:
         header = {"v": VERSION, "epoch": s.epoch, **header}
         if s.reply and not s.adopting:
             header["got"] = min(s.got, s.wanted)
-        self._socket.send_multipart([s.name, msgpack.packb(header), *payload], copy=False)
+        try:
+            self._socket.send_multipart([s.name, msgpack.packb(header), *payload], copy=False)
+        except zmq.Again:
+            raise TimeoutError(f"no connection to {self._addresses['ingest']} for {self._timeout} seconds: "
+                               "is it an ingest socket, and does it ask for keys?") from None
 
     def _open(self, s):
         s.is_open = False

@@ -437,6 +437,12 @@ def test_nobody_answers(connect, daemon, rows, short_path):
         Client(publish=f"ipc://{short_path}/nobody", timeout=0.1).hidden()
 
 
+def test_another_kind_of_socket_answers(connect, daemon, rows):
+    client = connect(daemon, daemon.publish, timeout=0.5)
+    with pytest.raises(TimeoutError):
+        client.encode("a", rows)
+
+
 def test_the_daemon_comes_later_than_the_client(daemons, connect, rows):
     daemon = daemons(CASE, window=WINDOW)
     want = Peer(daemon).encode(rows)
