@@ -73,7 +73,7 @@ static const struct command {
 	  "  mamba2ctl recv                        # everything\n"
 	  "  mamba2ctl recv --count 1 ward-2/      # wait until one of these streams moves\n"
 	  "  mamba2ctl recv -o hidden.npy sensor-7 &\n"
-	  "  mamba2ctl send --end sensor-7 rows.npy; wait\n" },
+	  "  sleep 1; mamba2ctl send --end sensor-7 rows.npy; wait    # what goes out before recv listens is missed\n" },
 	{ "status", ctl_request, CONTROLS, "[--json]", "what the daemon runs, where it listens, and its counters",
 	  CONTROL JSON KEYS
 	  "\n"
@@ -139,12 +139,14 @@ static const struct command {
 	  "  mamba2ctl import --control tcp://gpu-3:5703 sensor-7.safetensors\n" },
 	{ "import", ctl_request, CONTROLS, "FILE [STREAM]",
 	  "make a stream of such a file, under another id if one is given",
-	  CONTROL JSON KEYS
+	  "A stream that has the id already is ended and replaced: its producer has to open the next epoch.\n"
+	  "\n" CONTROL JSON KEYS
 	  "\n"
 	  "Example:\n"
 	  "  mamba2ctl import sensor-7.safetensors sensor-7-again\n" },
 	{ "fork", ctl_request, CONTROLS, "STREAM NEW", "let another stream go on from a copy of this one's state",
-	  CONTROL JSON KEYS
+	  "If there is a stream NEW it is ended and replaced: its producer has to open the next epoch.\n"
+	  "\n" CONTROL JSON KEYS
 	  "\n"
 	  "Example:\n"
 	  "  mamba2ctl fork sensor-7 what-if\n" },
