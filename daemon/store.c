@@ -251,7 +251,7 @@ static int compare_found(const void *a, const void *b)
 
 static int list_folder(int folder, struct found **ret_files, size_t *ret_n, struct error *err)
 {
-	int fd = dup(folder);
+	int fd = dup(folder), rc;
 	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
 	struct found *files = NULL;
 	size_t n = 0, capacity = 0;
@@ -262,7 +262,7 @@ static int list_folder(int folder, struct found **ret_files, size_t *ret_n, stru
 			close(fd);
 		return error_system(err, "state folder");
 	}
-	while ((entry = readdir(dir))) {
+	while (errno = 0, entry = readdir(dir)) {
 		size_t length = strlen(entry->d_name);
 
 		if (length > 5 && !strcmp(entry->d_name + length - 5, ".part"))
@@ -281,7 +281,12 @@ static int list_folder(int folder, struct found **ret_files, size_t *ret_n, stru
 		}
 		n += parse_name(entry->d_name, &files[n]);
 	}
+	rc = errno ? error_system(err, "state.dir: its files cannot be listed") : 0; /* what was told must be found */
 	closedir(dir);
+	if (rc) {
+		free(files);
+		return rc;
+	}
 	if (n)
 		qsort(files, n, sizeof *files, compare_found);
 	*ret_files = files;

@@ -5,6 +5,7 @@
  * says which calls are counted and which of these fail, and it learns how many there were and what.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -135,4 +136,9 @@ int renameat(int from, const char *old, int to, const char *new)
 int unlinkat(int dir, const char *name, int flags)
 {
 	return fails(dir, 'u') && plan->error ? -1 : NEXT(unlinkat)(dir, name, flags);
+}
+
+struct dirent *readdir(DIR *dir)
+{
+	return fails(dirfd(dir), 'l') && plan->error ? NULL : NEXT(readdir)(dir);
 }

@@ -263,6 +263,27 @@ def test_a_state_that_is_unreadable(daemon, faults, rows, want):
     assert (event.event, event.pos) == ("reset", 16) and "damaged" in event.message
 
 
+@pytest.mark.parametrize("n", range(5))
+def test_a_folder_that_cannot_be_listed(daemon, faults, rows, n):
+    """A daemon that knew only some of the streams would begin the others anew: it says so and ends."""
+    daemon.start()
+    peer = Peer(daemon)
+    for name in (b"a", b"b"):
+        peer.open(name, reply=False)
+        peer.data(name, rows[:20])
+        peer.ack(name, next=20)
+    assert daemon.ask("snapshot")["ok"]
+    daemon.kill()
+    faults.arm("l", n, 1)
+    with pytest.raises(AssertionError, match="cannot be listed: Input/output error"):
+        daemon.start()
+    assert daemon.process.wait() == 1
+    faults.heal()
+    daemon.start()
+    peer = Peer(daemon)
+    assert [peer.open(name).next for name in (b"a", b"b")] == [20, 20]
+
+
 # --- at random -------------------------------------------------------------------------------------------------------
 
 def test_a_flaky_disk_and_kills(daemon, faults, random, rows, want, tmp_path):
