@@ -3,6 +3,7 @@
  */
 #include "daemon/states.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -203,8 +204,7 @@ uint64_t states_durable(struct server *server, struct stream *stream)
 	if (!saved)
 		return 0;
 	durable = generations_durable(&saved->generations, stream->epoch, stream->reply, stream->got);
-	if (durable > stream->next) /* a state may be ahead of a stream that was rewound */
-		durable = stream->next;
+	assert(durable <= stream->next); /* states ahead of a stream that is rewound are gone before it is there */
 	/* if not: what was told rests on a state that goes as soon as a newer one is there */
 	if (durable > stream->durable)
 		stream->durable = durable;
