@@ -201,30 +201,27 @@ static int checksum(const char *header, size_t header_size, const char *place, c
 
 /* --- writing --- */
 
-/* The header with its checksum. */
+/* The header with its checksum; *ret_header is to be freed in any case. */
 static int sealed_header(const struct shape *shape, const struct state *state, char **ret_header, size_t *ret_size,
 			 struct error *err)
 {
-	void *header;
+	void *header = NULL;
 	size_t size;
 	char text[HASH_TEXT];
 	const char *place;
 	int rc = make_header(shape, state, &header, &size, err);
 
+	*ret_header = header;
 	if (rc)
 		return rc;
 	place = find_checksum(header, size);
 	assert(place);
 	rc = checksum(header, size, place, state->cache, cache_bytes(shape), state->pending,
 		      pending_bytes(shape, state), text, err);
-	if (rc) {
-		free(header);
-		return rc;
-	}
-	memcpy((char *)header + (place - (char *)header), text, CHECKSUM_TEXT);
-	*ret_header = header;
+	if (!rc)
+		memcpy((char *)header + (place - (char *)header), text, CHECKSUM_TEXT);
 	*ret_size = size;
-	return 0;
+	return rc;
 }
 
 /* Go on through the page cache; false if that is the way already. */
@@ -278,7 +275,7 @@ int statefile_write(int folder, const char *name, const struct shape *shape, con
 	int fd, rc = sealed_header(shape, state, &header, &size, err);
 
 	if (rc)
-		return rc;
+		goto out;
 	snprintf(part, sizeof part, "%.200s.part", name);
 	fd = openat(folder, part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	if (fd < 0) {
@@ -310,12 +307,10 @@ int statefile_encode(const struct shape *shape, const struct state *state, void 
 	size_t size;
 	int rc = sealed_header(shape, state, &header, &size, err);
 
-	if (rc)
-		return rc;
-	bytes = realloc(header, size + cache_bytes(shape) + pending_bytes(shape, state));
+	bytes = rc ? NULL : realloc(header, size + cache_bytes(shape) + pending_bytes(shape, state));
 	if (!bytes) {
 		free(header);
-		return error_memory(err, "a state's bytes");
+		return rc ? rc : error_memory(err, "a state's bytes");
 	}
 	memcpy(bytes + size, state->cache, cache_bytes(shape));
 	memcpy(bytes + size + cache_bytes(shape), state->pending, pending_bytes(shape, state));

@@ -49,9 +49,8 @@ bool systemd_journal(void)
 /* "NAME=value" for a field, in buffer [size]. */
 static struct iovec field(char *buffer, size_t size, const char *name, const char *value)
 {
-	const int n = snprintf(buffer, size, "%s=%s", name, value);
-
-	return (struct iovec){ .iov_base = buffer, .iov_len = (size_t)n < size ? (size_t)n : size - 1 };
+	snprintf(buffer, size, "%s=%s", name, value);
+	return (struct iovec){ .iov_base = buffer, .iov_len = strlen(buffer) };
 }
 
 void systemd_log(int priority, const char *text, const char *stream, const char *code)

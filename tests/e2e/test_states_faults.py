@@ -161,7 +161,8 @@ def test_interrupted_writes(daemon, faults, rows, want):
     producer.encode(20)
     faults.arm("w", 0, 5, errno.EINTR)
     assert producer.save()["ok"] and faults.happened()
-    daemon.kill()
+    daemon.terminate()
+    assert daemon.wait() == 0
     faults.heal()
     daemon.start()
     producer.connect()
