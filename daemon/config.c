@@ -216,11 +216,9 @@ static int set_uint(const struct key *key, uint64_t *field, const char *text, co
 	}
 	errno = 0;
 	value = strtoull(text, &end, 10);
-	if (text[0] < '0' || text[0] > '9' || *end || errno)
-		return bad(place, err, "\"%s\" is no whole number%s", text, key->automatic ? " and not auto" : "");
-	if (value < key->least || value > key->most)
-		return bad(place, err, "%s is out of range: expected %" PRIu64 " to %" PRIu64, text, key->least,
-			   key->most);
+	if (text[0] < '0' || text[0] > '9' || *end || errno || value < key->least || value > key->most)
+		return bad(place, err, "\"%s\", expected a whole number from %" PRIu64 " to %" PRIu64 "%s", text, key->least,
+			   key->most, key->automatic ? ", or auto" : "");
 	*field = value;
 	return 0;
 }
