@@ -142,7 +142,7 @@ def test_leftovers_are_no_states(daemon, folder):
     assert Peer(daemon).open(b"damaged").next == 32
 
 
-@pytest.mark.parametrize("what", ["model", "window", "layout"])
+@pytest.mark.parametrize("what", ["model", "window", "layout", "format"])
 def test_a_state_of_something_else(daemon, rows, folder, what):
     model, window = daemon.settings["model"], WINDOW
     if what == "model":  # of the same shape
@@ -152,6 +152,9 @@ def test_a_state_of_something_else(daemon, rows, folder, what):
         (model / "model.safetensors").write_bytes(weights)
     elif what == "window":
         window = 4
+    elif what == "format":  # of a later version, whose checksum is made in some other way
+        newest = states(folder)[-1]
+        newest.write_bytes(newest.read_bytes().replace(b"mamba2d-state-1", b"mamba2d-state-2"))
     else:
         model = Golden("odd-shapes").folder
     daemon.settings.update(model=model, window=window)
@@ -160,7 +163,8 @@ def test_a_state_of_something_else(daemon, rows, folder, what):
     peer = Peer(daemon)
     peer.header(b"damaged", type="open")
     message = peer.refusal(b"damaged", "state_damaged").message
-    assert ("of window 8, the window here is 4" if what == "window" else "the model here is") in message
+    said = {"window": "of window 8, the window here is 4", "format": "format mamba2d-state-2, expected mamba2d-state-1"}
+    assert said.get(what, "the model here is") in message
     assert [path.read_bytes() for path in states(folder)] == before, "they are somebody's"
     assert peer.open(b"new").next == 0
 
