@@ -390,9 +390,12 @@ static int read_metadata(const struct safetensors *file, const char *name, const
 	return 0;
 }
 
-/* Copy one tensor, widened; its type and shape must be those of the entry. */
-static int read_tensor(const struct safetensors *file, const char *name, const struct safetensors_entry *entry,
-		       float *dst, struct error *err)
+/*
+ * Copy one tensor, widened; its type and shape must be those of the entry.  What the daemon sealed is as it was in
+ * memory, where sums may have overflowed; what somebody made must be finite.
+ */
+static int read_tensor(const struct safetensors *file, const char *name, bool sealed,
+		       const struct safetensors_entry *entry, float *dst, struct error *err)
 {
 	const struct safetensor *tensor = safetensors_find(file, entry->name);
 
@@ -402,12 +405,13 @@ static int read_tensor(const struct safetensors *file, const char *name, const s
 	    memcmp(tensor->shape, entry->shape, entry->rank * sizeof entry->shape[0]))
 		return error_set(err, ERR_UNSUPPORTED, "%s: tensor %s: of another type or shape than the model's", name,
 				 entry->name);
-	dtype_widen(tensor->dtype, tensor->data, tensor->size / dtype_size(tensor->dtype), dst);
+	if (!dtype_widen(tensor->dtype, tensor->data, tensor->size / dtype_size(tensor->dtype), dst) && !sealed)
+		return error_set(err, ERR_FORMAT, "%s: tensor %s: not all of it is finite", name, entry->name);
 	return 0;
 }
 
-static int read_tensors(const struct safetensors *file, const char *name, const struct shape *shape, size_t window,
-			struct state *state, struct error *err)
+static int read_tensors(const struct safetensors *file, const char *name, bool sealed, const struct shape *shape,
+			size_t window, struct state *state, struct error *err)
 {
 	const struct safetensor *pending = safetensors_find(file, "pending");
 	struct safetensors_entry *entries;
@@ -425,17 +429,17 @@ static int read_tensors(const struct safetensors *file, const char *name, const 
 	if (pending && pending->has_dtype && dtype_is_float(pending->dtype))
 		entries[2 * shape->num_layers].dtype = pending->dtype; /* as a tool wrote it: ours are float32 */
 	for (size_t i = 0; !rc && i < 2 * shape->num_layers; i++) {
-		rc = read_tensor(file, name, &entries[i], dst, err);
+		rc = read_tensor(file, name, sealed, &entries[i], dst, err);
 		dst += i % 2 ? shape_ssm_state_floats(shape) : shape_conv_state_floats(shape);
 	}
 	if (!rc)
-		rc = read_tensor(file, name, &entries[2 * shape->num_layers], state->pending, err);
+		rc = read_tensor(file, name, sealed, &entries[2 * shape->num_layers], state->pending, err);
 	free(entries);
 	free(names);
 	return rc;
 }
 
-/* Without a word of them the rows follow one another. */
+/* Without a word of them the rows follow one another.  None behind them can have been emitted. */
 static int read_positions(const struct safetensors *file, const char *name, struct state *state, struct error *err)
 {
 	const char *text = safetensors_metadata(file, "positions");
@@ -457,6 +461,9 @@ static int read_positions(const struct safetensors *file, const char *name, stru
 		state->positions[i] = position;
 		least = position + 1;
 	}
+	if (state->emitted > least)
+		return error_set(err, ERR_FORMAT, "%s: metadata emitted: expected at most %" PRIu64 ", where the rows end",
+				 name, least);
 	return 0;
 }
 
@@ -507,7 +514,7 @@ int statefile_decode(const void *bytes, size_t size, const char *name, bool seal
 	if (!rc)
 		rc = read_metadata(file, name, fingerprint, window, state, err);
 	if (!rc)
-		rc = read_tensors(file, name, shape, window, state, err);
+		rc = read_tensors(file, name, sealed, shape, window, state, err);
 	if (!rc)
 		rc = read_positions(file, name, state, err);
 	safetensors_close(file);

@@ -53,7 +53,7 @@ int statefile_encode(const struct shape *shape, const struct state *state, void 
  * Read and verify a state for a model of this shape, fingerprint and window into state (its buffers are the caller's).
  * ERR_FORMAT: damaged or missing; ERR_UNSUPPORTED: sound, but of another model, window or layout, and the text says
  * which; ERR_SYSTEM, ERR_MEMORY: it may be read another time.  name stands in errors.  sealed: it must have a checksum,
- * as files have; what somebody made by hand may lack it.
+ * as files have; what somebody made by hand may lack it, and must be finite.
  */
 int statefile_read(int folder, const char *name, const struct shape *shape, const char *fingerprint, size_t window,
 		   struct state *state, struct error *err);

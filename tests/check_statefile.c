@@ -2,6 +2,7 @@
  * State files: what is written comes back, any tool can read it, and whatever a disk does to the bytes is noticed.
  */
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -388,6 +389,50 @@ START_TEST(without_a_checksum)
 }
 END_TEST
 
+/* Numbers that somebody brings are finite; what the daemon wrote comes back as it was. */
+START_TEST(numbers_that_are_not_finite)
+{
+	for (size_t i = 0; i < 4; i++) {
+		struct state *state = random_state(&shape, 2), *read = new_state(&shape);
+		struct error err = { .text = "" };
+		size_t size;
+		char *bytes;
+
+		(i % 2 ? state->pending : state->cache)[7] = i / 2 ? NAN : INFINITY;
+		bytes = encode(state, &size);
+		ck_assert_int_eq(decode(bytes, size, read, &err), 0);
+		ck_assert(same(state, read));
+		ck_assert_int_eq(statefile_decode(bytes, size, "", false, &shape, MODEL, WINDOW, read, &err), ERR_FORMAT);
+		ck_assert_msg(strstr(err.text, i % 2 ? "tensor pending: not all" : "conv_state: not all"), "%s", err.text);
+		free(bytes);
+		state_free(state);
+		state_free(read);
+	}
+}
+END_TEST
+
+START_TEST(emitted_before_it_was_received)
+{
+	for (uint64_t pending = 0; pending < WINDOW; pending++) {
+		struct state *state = random_state(&shape, pending), *read = new_state(&shape);
+		struct error err = { .text = "" };
+		size_t size;
+		char *bytes;
+
+		state->emitted = state_next(state);
+		bytes = encode(state, &size);
+		ck_assert_msg(!decode(bytes, size, read, &err), "%s", err.text);
+		free(bytes);
+		state->emitted++;
+		bytes = encode(state, &size);
+		assert_refused(bytes, size, ERR_FORMAT, "metadata emitted: expected at most");
+		free(bytes);
+		state_free(state);
+		state_free(read);
+	}
+}
+END_TEST
+
 START_TEST(a_window_of_pending_rows)
 {
 	struct state *state = random_state(&shape, WINDOW - 1);
@@ -527,6 +572,8 @@ int main(void)
 	tcase_add_test(tcase, sound_but_wrong);
 	tcase_add_test(tcase, of_a_later_version);
 	tcase_add_test(tcase, without_a_checksum);
+	tcase_add_test(tcase, numbers_that_are_not_finite);
+	tcase_add_test(tcase, emitted_before_it_was_received);
 	tcase_add_test(tcase, a_window_of_pending_rows);
 	tcase_add_test(tcase, every_flipped_bit_is_noticed);
 	tcase_add_test(tcase, every_cut_is_noticed);
