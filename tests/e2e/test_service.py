@@ -249,5 +249,5 @@ def test_the_units_may_do_little(tmp_path, dropin, exposure):
 
 
 def test_the_sample_configuration_is_one(golden):
-    subprocess.run([os.path.join(BUILD, "mamba2d"), "-c", os.path.join(ROOT, "etc/mamba2d.yaml"), "-s",
+    subprocess.run([os.path.join(BUILD, "mamba2d"), "-c", os.path.join(BUILD, "etc/mamba2d.yaml"), "-s",
                     f"model={golden(CASE).folder}", "--check"], check=True)

@@ -24,7 +24,7 @@ make -s -C "$build" install DESTDIR="$(realpath "$root")" >/dev/null
 rm -rf "$root/srv/mamba2d" "$root/var/lib/private" "$root/var/lib/mamba2d" "$root/var/log/journal" "$root/trial"
 mkdir -p "$root/srv/mamba2d" "$root/etc/mamba2d" "$root/trial"
 cp -r tests/golden/seed-46032 "$root/srv/mamba2d/model"
-sed 's,^model:.*,model: /srv/mamba2d/model,' etc/mamba2d.yaml >"$root/etc/mamba2d/mamba2d.yaml"
+sed 's,^model:.*,model: /srv/mamba2d/model,' "$build/etc/mamba2d.yaml" >"$root/etc/mamba2d/mamba2d.yaml"
 sed 's/570/580/; s/:9464/:9465/; s,/var/lib/mamba2d,/var/lib/mamba2d-second,' "$root/etc/mamba2d/mamba2d.yaml" \
 	>"$root/etc/mamba2d/second.yaml"
 /usr/bin/python3 - "$root/trial" <<'END'
