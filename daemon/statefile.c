@@ -252,8 +252,8 @@ static int write_all(int fd, const void *data, size_t size)
 }
 
 /*
- * Write the cache, which is much and will not be read soon, past the page cache if the file system can: copying it there
- * would cost more than all else that is done to it.  It lies at a whole block in memory and behind the header.
+ * Write the cache, which is much and will not be read soon, past the page cache if the file system can: copying it
+ * there would cost more than all else that is done to it.  It lies at a whole block in memory and behind the header.
  */
 static int write_cache(int fd, const char *cache, size_t size)
 {

@@ -80,12 +80,13 @@ static void task_write(struct store *store, struct store_job *job)
 	uint64_t start = now_ns();
 
 	state_name(job->key, job->number, name);
-	if (statefile_write(store->folder, name, shape, job->state, &job->error))
+	/* a stream that is saved is not closed: its newer state never stands beside a mark, which the same fsync ends */
+	if (remove_mark(store, job->key, &job->error) ||
+	    statefile_write(store->folder, name, shape, job->state, &job->error))
 		return;
 	for (size_t i = 0; i < job->generations.n; i++)
 		if (job->generations.item[i].doomed) /* harmless if it stays */
 			remove_generation(store, job->key, job->generations.item[i].number, NULL);
-	remove_mark(store, job->key, NULL); /* a stream that is saved is not closed */
 	job->bytes = (shape_cache_floats(shape) + job->state->pending_rows * shape->hidden_size) * sizeof(float);
 	job->ns = now_ns() - start;
 }

@@ -18,7 +18,7 @@
 #include "model/model.h"
 
 enum store_task {
-	STORE_WRITE,  /* state becomes generation `number`; then the doomed ones are removed */
+	STORE_WRITE,  /* a mark goes, state becomes generation `number`; then the doomed ones are removed */
 	STORE_READ,   /* the newest generation that is sound, and suits epoch and from, into state */
 	STORE_REMOVE, /* all generations and the mark of a closed stream */
 	STORE_CLOSE   /* mark the stream closed, keep its generations */

@@ -270,6 +270,25 @@ START_TEST(a_failed_write_removes_nothing)
 }
 END_TEST
 
+/* With the mark beside it the next start would take the stream for closed, and its states for nobody's. */
+START_TEST(a_mark_that_stays_fails_the_write)
+{
+	struct store_job job = job_of(STORE_WRITE);
+
+	write_one(1, 0);
+	ck_assert_int_eq(mkdir(path(key, 0, ".closed"), 0700), 0);
+	job.number = 2;
+	job.state = state_at(0, 20);
+	generations_add(&job.generations, &(struct generation){ .number = 1, .doomed = true });
+	do_job(&job);
+	ck_assert_int_eq(job.error.code, ERR_SYSTEM);
+	ck_assert_msg(strstr(job.error.text, ".closed: remove"), "%s", job.error.text);
+	ck_assert(there(1, ".safetensors") && !there(2, ".safetensors"));
+	ck_assert_int_eq(rmdir(path(key, 0, ".closed")), 0);
+	state_free(job.state);
+}
+END_TEST
+
 START_TEST(the_folder_is_listed)
 {
 	char second[HASH_TEXT], third[HASH_TEXT];
@@ -516,6 +535,7 @@ int main(void)
 	tcase_add_test(tcase, jobs_come_back_in_order);
 	tcase_add_test(tcase, writing_removes_what_is_doomed);
 	tcase_add_test(tcase, a_failed_write_removes_nothing);
+	tcase_add_test(tcase, a_mark_that_stays_fails_the_write);
 	tcase_add_test(tcase, the_folder_is_listed);
 	tcase_add_test(tcase, more_files_than_there_ever_are);
 	tcase_add_test(tcase, one_daemon_has_the_folder);
