@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define FAILURES_MAX 3
+#define REST_MS 250  /* after a batch has failed; four times as long after the next one */
 #define RETRY_MS 5 /* without memory */
 
 /* --- forming a batch --- */
@@ -158,11 +159,13 @@ static bool form(struct server *server, struct server_job *job)
 	return n > 0;
 }
 
-/* When to try again if there is no memory. */
+/* When to try again if there is no memory, or a batch has failed. */
 static int64_t start_lane(struct server *server, struct lane *lane)
 {
 	if (lane->failures && lane->jobs_busy)
 		return INT64_MAX; /* until all that went down with the failed batch is collected */
+	if (lane->failures && server->now_ms < lane->rests_ms)
+		return list_empty(&lane->ready) ? INT64_MAX : lane->rests_ms;
 	while (lane->jobs_busy < lane->device->depth && !list_empty(&lane->ready)) {
 		struct server_job *job = &lane->jobs[lane->jobs[0].busy ? 1 : 0];
 
@@ -232,7 +235,7 @@ static void take_back(struct server *server, struct entry *entry)
 	stream_wake(server, stream);
 }
 
-/* Consecutive failures that are no accident mean that the device is of no more use. */
+/* What fails again, although it was left in peace for a while, is no accident: the device is of no more use. */
 static int judge(struct server *server, struct lane *lane, const struct error *error, struct error *err)
 {
 	server->stats.failed_batches++;
@@ -241,6 +244,7 @@ static int judge(struct server *server, struct lane *lane, const struct error *e
 		*err = *error;
 		return error->code;
 	}
+	lane->rests_ms = server->now_ms + (REST_MS << 2 * (lane->failures - 1));
 	return 0;
 }
 

@@ -68,7 +68,8 @@ struct lane {
 	struct worker *worker;
 	struct server_job jobs[2];
 	size_t jobs_busy;
-	unsigned failures; /* batches failed in a row */
+	unsigned failures; /* batches failed in a row; */
+	int64_t rests_ms;  /* until then none is tried again */
 	struct list ready; /* streams that have something for a batch */
 	size_t streams;    /* lives that have their cache here */
 };

@@ -233,15 +233,22 @@ static void feed(char stream)
 
 /* --- devices --- */
 
-static const struct { int code; unsigned failures; } endings[] = { { ERR_DEVICE, 3 }, { ERR_DEVICE_LOST, 1 } };
+/* How often a batch fails before the end, and for how long it is left in peace in between. */
+static const struct { int code; unsigned failures; int64_t ms; } endings[] = {
+	{ ERR_DEVICE, 3, 250 + 1000 }, { ERR_DEVICE_LOST, 1, 0 }
+};
 
 START_TEST(a_device_of_no_more_use_ends_the_daemon)
 {
+	int64_t began;
+
 	start(false, SETTINGS("window=4"));
 	feed('a');
+	began = server.now_ms;
 	fake_broken = endings[_i].code;
 	say_rows('x', 'a', 9, 3);
 	ck_assert_int_eq(end(), endings[_i].code);
+	ck_assert_int_ge(server.now_ms - began, endings[_i].ms);
 	ck_assert_uint_eq(server.stats.failed_batches, endings[_i].failures);
 }
 END_TEST
