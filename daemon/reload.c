@@ -48,6 +48,21 @@ static void apply(struct server *server)
 	}
 }
 
+/* Does the file of keys let in others than before, or for something else? */
+static bool keys_differ(const struct rights *old, const struct rights *fresh)
+{
+	if (!old || !fresh || rights_users(old) != rights_users(fresh))
+		return old || fresh;
+	for (unsigned user = 1; user <= rights_users(old); user++) {
+		if (rights_known(old, user) != rights_known(fresh, user))
+			return true;
+		for (enum right right = RIGHT_WRITE; right <= RIGHT_CONTROL; right++)
+			if (!rights_same(old, fresh, user, right))
+				return true;
+	}
+	return false;
+}
+
 static int reload_quietly(struct server *server, struct config_change changes[CONFIG_CHANGES_MAX], size_t *ret_n,
 			  struct error *err)
 {
@@ -64,6 +79,9 @@ static int reload_quietly(struct server *server, struct config_change changes[CO
 	explicit_bzero(&pair, sizeof pair);
 	if (!rc) {
 		n = config_compare(server->config, &fresh, changes);
+		if (!strcmp(server->config->security.authorized_keys, fresh.security.authorized_keys) &&
+		    keys_differ(server->security.rights, rights))
+			changes[n++] = (struct config_change){ "security.authorized_keys", true };
 		rc = take_over(server, &fresh, err);
 	}
 	config_free(&fresh);

@@ -460,6 +460,14 @@ def test_subscribers_follow_their_rights(secured, rows):
     assert secured.daemon.ask("status")["dropped_messages"] == 0
 
 
+def test_a_reload_says_whether_keys_or_their_rights_change(secured):
+    for change in (lambda: secured.keyring.add("one", "write"), lambda: secured.keyring.add("one", "write=a"),
+                   lambda: secured.keyring.remove("one")):
+        change()
+        assert secured.daemon.ask("reload")["changed"] == ["security.authorized_keys"]
+        assert secured.daemon.ask("reload")["changed"] == []
+
+
 def test_a_mistake_in_the_file_of_keys_changes_nothing(secured, rows):
     peer = secured.peer("gate", "write read")
     with open(secured.keyring.authorized, "a") as file:
