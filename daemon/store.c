@@ -21,6 +21,13 @@
 #define CLOSED_SUFFIX ".closed"
 #define FILE_NAME 80
 
+/* A state that had to go and could not yet. */
+struct stray {
+	struct stray *next;
+	char key[HASH_TEXT];
+	uint64_t number;
+};
+
 struct store {
 	const struct model *model;
 	size_t window;
@@ -29,6 +36,7 @@ struct store {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	struct store_job *handed, **last_handed, *done, **last_done;
+	struct stray *strays; /* the thread's own */
 	bool stop;
 };
 
@@ -65,6 +73,33 @@ static int remove_generation(struct store *store, const char *key, uint64_t numb
 	return unlinkat(store->folder, name, 0) && errno != ENOENT ? error_system(err, "%s: remove", name) : 0;
 }
 
+/* Remove a state that nobody counts on any more: now, or with the stream's next write or its removal. */
+static void discard(struct store *store, const char *key, uint64_t number)
+{
+	struct stray *stray = remove_generation(store, key, number, NULL) ? malloc(sizeof *stray) : NULL;
+
+	if (!stray)
+		return;
+	*stray = (struct stray){ .next = store->strays, .number = number };
+	memcpy(stray->key, key, sizeof stray->key);
+	store->strays = stray;
+}
+
+static int remove_strays(struct store *store, const char *key, struct error *err)
+{
+	for (struct stray **at = &store->strays, *stray; (stray = *at);) {
+		if (strcmp(stray->key, key)) {
+			at = &stray->next;
+			continue;
+		}
+		if (remove_generation(store, key, stray->number, err))
+			return ERR_SYSTEM;
+		*at = stray->next;
+		free(stray);
+	}
+	return 0;
+}
+
 static int remove_mark(struct store *store, const char *key, struct error *err)
 {
 	char name[FILE_NAME];
@@ -81,12 +116,16 @@ static void task_write(struct store *store, struct store_job *job)
 
 	state_name(job->key, job->number, name);
 	/* a stream that is saved is not closed: its newer state never stands beside a mark, which the same fsync ends */
-	if (remove_mark(store, job->key, &job->error) ||
-	    statefile_write(store->folder, name, shape, job->state, &job->error))
+	if (remove_mark(store, job->key, &job->error))
 		return;
+	if (statefile_write(store->folder, name, shape, job->state, &job->error)) {
+		discard(store, job->key, job->number);
+		return;
+	}
+	remove_strays(store, job->key, NULL);
 	for (size_t i = 0; i < job->generations.n; i++)
-		if (job->generations.item[i].doomed) /* harmless if it stays */
-			remove_generation(store, job->key, job->generations.item[i].number, NULL);
+		if (job->generations.item[i].doomed)
+			discard(store, job->key, job->generations.item[i].number);
 	job->bytes = (shape_cache_floats(shape) + job->state->pending_rows * shape->hidden_size) * sizeof(float);
 	job->ns = now_ns() - start;
 }
@@ -121,12 +160,14 @@ static void clear_away(struct store *store, const struct store_job *job)
 	char name[FILE_NAME], aside[FILE_NAME + 8];
 
 	for (size_t i = 0; i < job->generations.n; i++) {
-		state_name(job->key, job->generations.item[i].number, name);
+		const uint64_t number = job->generations.item[i].number;
+
+		state_name(job->key, number, name);
 		snprintf(aside, sizeof aside, "%s.damaged", name);
 		if (job->damaged[i])
 			renameat(store->folder, name, store->folder, aside);
 		else if (job->outrun[i])
-			unlinkat(store->folder, name, 0);
+			discard(store, job->key, number);
 	}
 }
 
@@ -163,6 +204,8 @@ static void task_read(struct store *store, struct store_job *job)
 
 static void task_remove(struct store *store, struct store_job *job)
 {
+	if (remove_strays(store, job->key, &job->error))
+		return;
 	for (size_t i = 0; i < job->generations.n; i++)
 		if (remove_generation(store, job->key, job->generations.item[i].number, &job->error))
 			return;
@@ -296,7 +339,8 @@ static int list_folder(int folder, struct found **ret_files, size_t *ret_n, stru
 }
 
 /* Tell found of each stream once, with its generations.  A mark without any is what a removal left. */
-static int report(int folder, const struct found *files, size_t n, store_found *found, void *arg, struct error *err)
+static int report(struct store *store, const struct found *files, size_t n, store_found *found, void *arg,
+		  struct error *err)
 {
 	for (size_t i = 0; i < n;) {
 		struct generations generations = { .n = 0 };
@@ -312,15 +356,14 @@ static int report(int folder, const struct found *files, size_t n, store_found *
 				continue;
 			surplus = generations_surplus(&generations);
 			if (surplus) { /* killed again and again between a write and the removals behind it */
-				state_name(key, surplus, name);
-				unlinkat(folder, name, 0);
+				discard(store, key, surplus);
 				generations_remove(&generations, surplus);
 			}
 			generations_add(&generations, &(struct generation){ .number = files[i].number });
 		}
 		if (!generations.n) {
 			mark_name(key, name);
-			unlinkat(folder, name, 0);
+			unlinkat(store->folder, name, 0);
 			continue;
 		}
 		rc = found(arg, key, &generations, closed, err);
@@ -348,6 +391,10 @@ static int open_folder(struct store *store, const char *folder, struct error *er
 
 static void free_store(struct store *store)
 {
+	for (struct stray *stray = store->strays, *next; stray; stray = next) {
+		next = stray->next;
+		free(stray);
+	}
 	if (store->fd >= 0)
 		close(store->fd);
 	if (store->lock_fd >= 0)
@@ -375,7 +422,7 @@ int store_open(const char *folder, const struct model *model, size_t window, sto
 	store->last_handed = &store->handed;
 	store->last_done = &store->done;
 	if ((rc = open_folder(store, folder, err)) || (rc = list_folder(store->folder, &files, &n, err)) ||
-	    (rc = report(store->folder, files, n, found, arg, err)))
+	    (rc = report(store, files, n, found, arg, err)))
 		goto fail;
 	store->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	errno = store->fd < 0 ? errno : pthread_create(&store->thread, NULL, store_run, store);

@@ -252,6 +252,39 @@ START_TEST(writing_removes_what_is_doomed)
 }
 END_TEST
 
+/* Generation 2, and 1 before it, which could not be removed: a folder stood there. */
+static void leave_one_behind(void)
+{
+	struct store_job job = job_of(STORE_REMOVE);
+
+	ck_assert_int_eq(mkdir(path(key, 1, ".safetensors"), 0700), 0);
+	write_one(2, 2);
+	do_job(&job);
+	ck_assert_int_eq(job.error.code, ERR_SYSTEM);
+	ck_assert_int_eq(rmdir(path(key, 1, ".safetensors")), 0);
+	make_file(path(key, 1, ".safetensors"));
+}
+
+START_TEST(what_stays_goes_with_the_next_write)
+{
+	leave_one_behind();
+	write_one(3, 0);
+	ck_assert(!there(1, ".safetensors") && there(2, ".safetensors") && there(3, ".safetensors"));
+}
+END_TEST
+
+START_TEST(what_stays_goes_with_all_of_the_stream)
+{
+	struct store_job job = job_of(STORE_REMOVE);
+
+	leave_one_behind();
+	generations_add(&job.generations, &(struct generation){ .number = 2 });
+	do_job(&job);
+	ck_assert_int_eq(job.error.code, 0);
+	ck_assert(!there(1, ".safetensors") && !there(2, ".safetensors"));
+}
+END_TEST
+
 START_TEST(a_failed_write_removes_nothing)
 {
 	struct store_job job = job_of(STORE_WRITE);
@@ -534,6 +567,8 @@ int main(void)
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, jobs_come_back_in_order);
 	tcase_add_test(tcase, writing_removes_what_is_doomed);
+	tcase_add_test(tcase, what_stays_goes_with_the_next_write);
+	tcase_add_test(tcase, what_stays_goes_with_all_of_the_stream);
 	tcase_add_test(tcase, a_failed_write_removes_nothing);
 	tcase_add_test(tcase, a_mark_that_stays_fails_the_write);
 	tcase_add_test(tcase, the_folder_is_listed);
