@@ -31,7 +31,7 @@ struct stray {
 struct store {
 	const struct model *model;
 	size_t window;
-	int folder, lock_fd, fd;
+	int folder, fd;
 	pthread_t thread;
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -380,11 +380,8 @@ static int open_folder(struct store *store, const char *folder, struct error *er
 	store->folder = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (store->folder < 0)
 		return error_system(err, "state.dir: %s", folder);
-	store->lock_fd = openat(store->folder, "lock", O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
-	if (store->lock_fd < 0)
-		return error_system(err, "state.dir: %s/lock", folder);
-	if (flock(store->lock_fd, LOCK_EX | LOCK_NB))
-		return errno != EWOULDBLOCK ? error_system(err, "state.dir: %s/lock", folder) :
+	if (flock(store->folder, LOCK_EX | LOCK_NB)) /* itself: a file in it might be deleted */
+		return errno != EWOULDBLOCK ? error_system(err, "state.dir: %s: lock", folder) :
 		       error_set(err, ERR_SYSTEM, "state.dir: %s: another daemon has it", folder);
 	return 0;
 }
@@ -397,8 +394,6 @@ static void free_store(struct store *store)
 	}
 	if (store->fd >= 0)
 		close(store->fd);
-	if (store->lock_fd >= 0)
-		close(store->lock_fd);
 	if (store->folder >= 0)
 		close(store->folder);
 	pthread_cond_destroy(&store->changed);
@@ -416,7 +411,7 @@ int store_open(const char *folder, const struct model *model, size_t window, sto
 
 	if (!store)
 		return error_memory(err, "store");
-	*store = (struct store){ .model = model, .window = window, .folder = -1, .lock_fd = -1, .fd = -1 };
+	*store = (struct store){ .model = model, .window = window, .folder = -1, .fd = -1 };
 	pthread_mutex_init(&store->lock, NULL);
 	pthread_cond_init(&store->changed, NULL);
 	store->last_handed = &store->handed;

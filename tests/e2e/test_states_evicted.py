@@ -182,7 +182,7 @@ def test_rows_of_an_unfinished_window_are_flushed_after_a_restart(start, rows, w
 # --- closed streams --------------------------------------------------------------------------------------------------
 
 def states(tmp_path):
-    return sorted(name for name in os.listdir(tmp_path / "states") if name != "lock")
+    return sorted(os.listdir(tmp_path / "states"))
 
 
 def test_a_closed_stream_is_gone(start, rows, want, tmp_path):
