@@ -245,7 +245,7 @@ static bool is_served(const char *address)
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return false;
-	strcpy(at.sun_path, path);
+	memcpy(at.sun_path, path, strlen(path));
 	served = connect(fd, (const struct sockaddr *)&at, sizeof at) == 0 || errno == EAGAIN;
 	close(fd);
 	return served;
