@@ -62,7 +62,7 @@ int64_t resuming_go_on(struct server *server)
 	return INT64_MAX; /* they wait for a slot */
 }
 
-/* The stream is there, and its state on disk. */
+/* The stream is there; saved: as what is on disk. */
 static void go_live(struct server *server, struct stream *stream, bool saved)
 {
 	struct held_list list = stream->held;
@@ -187,7 +187,7 @@ void resuming_read(struct server *server, struct slot *slot)
 	if (!task->found) { /* no state is old enough: start from position 0 */
 		states_free_slot(server, slot);
 		recall(server, stream);
-		go_live(server, stream, true);
+		go_live(server, stream, false);
 		return;
 	}
 	resuming_give(stream, slot);

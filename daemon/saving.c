@@ -283,8 +283,13 @@ enum room saving_make_room(struct server *server)
 	struct link *link = list_first(&server->idle), *next;
 
 	for (size_t i = 0; server->store && link && i < EVICTION_SCAN && server->streams.n >= max; i++, link = next) {
+		struct stream *stream = list_entry(link, struct stream, idle);
+
 		next = list_next(&server->idle, link);
-		saving_evict(server, list_entry(link, struct stream, idle));
+		if (saving_evict(server, stream) || !states_slot(server))
+			continue;
+		stream->active_ms = server->now_ms; /* as it cannot leave now: others are looked at first */
+		list_append(&server->idle, &stream->idle);
 	}
 	if (server->streams.n < max)
 		return ROOM_YES;

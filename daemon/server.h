@@ -106,7 +106,7 @@ struct server {
 	size_t n_untold;
 	struct list stalled;  /* wait for room in their feeder's queue */
 	struct list unflushed; /* have unfinished rows, oldest first, if streams.flush_after is set */
-	struct list idle;     /* all live ones, least recently active first */
+	struct list idle;     /* all live ones, longest since they were active, or found unable to leave, first */
 	struct list unsaved;  /* changed since they were saved, longest first */
 	struct list loading;  /* wait for a slot */
 	struct pool *blocks, *hiddens;

@@ -120,7 +120,7 @@ struct stream {
 	struct held_list held; /* STREAM_LOADING, STREAM_ENDING: messages that wait */
 
 	int64_t unflushed_ms; /* since when unfinished rows wait */
-	int64_t active_ms;    /* of the last message */
+	int64_t active_ms;    /* of the last message, or when it was found unable to leave */
 	struct link ready, dirty, stalled, unflushed, unsaved, idle; /* places in the server's lists */
 	size_t id_size;
 	unsigned char id[MESSAGE_STREAM_MAX];

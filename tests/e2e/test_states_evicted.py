@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import zmq
 
 from harness import Peer, Subscriber, same_bytes
 
@@ -124,6 +125,31 @@ def test_a_stream_that_was_only_opened(start, rows, want):
     other.open(b"other")
     other.data(b"opened", rows[20:30])
     other.refusal(b"opened", "denied")
+
+
+def test_streams_that_cannot_leave(daemons, rows, tmp_path):
+    """A peer that does not read keeps more streams in memory than are looked at in one go: others make room."""
+    slow, idle = 90, 30
+    daemon = daemons(CASE, window=1, **{"state.dir": str(tmp_path / "states"), "streams.max": slow + idle})
+    deaf, peer = Peer(daemon), Peer(daemon)
+    deaf.close()
+    deaf.socket = daemon.context.socket(zmq.DEALER)
+    deaf.socket.setsockopt(zmq.LINGER, 0)
+    deaf.socket.setsockopt(zmq.SNDHWM, 0)
+    deaf.socket.setsockopt(zmq.RCVHWM, 1)
+    deaf.socket.setsockopt(zmq.RCVBUF, 4096)
+    deaf.socket.connect(daemon.ingest)
+    for i in range(slow):
+        deaf.header(b"slow-%d" % i, type="open", reply=True)
+        deaf.data(b"slow-%d" % i, np.resize(rows, (180, rows.shape[1])), pos=0)
+    while sum(stream["queued_rows"] > 0 for stream in daemon.ask("streams")["streams"]) < 70:
+        time.sleep(0.01)
+    for i in range(idle):
+        peer.open(b"idle-%d" % i, reply=False)
+    for i in range(idle):
+        peer.open(b"new-%d" % i, reply=False)
+    assert daemon.ask("status")["states"]["evicted"] >= idle
+    daemon.kill()  # there is nobody to publish to
 
 
 def test_idle_streams(start, rows, want):

@@ -1,5 +1,6 @@
 """A peer lacks hidden states and asks for them: what it is told, and what others see of it."""
 import numpy as np
+import pytest
 
 from harness import Peer, Subscriber, same_bytes
 
@@ -93,3 +94,29 @@ def test_before_the_epoch_is_on_disk(daemons, golden, tmp_path):
     assert same_bytes(again.hidden(b"s", 0, len(rows), epoch=1), want)
     assert same_bytes(subscriber.hidden(b"s", 0, 100), want[:100])
     assert same_bytes(subscriber.hidden(b"s", 0, len(rows), epoch=1), want)
+
+
+@pytest.mark.parametrize("end", ["terminate", "kill"])
+def test_to_before_every_state_of_its_epoch(daemons, golden, tmp_path, end):
+    """There are states of the epoch before, but what comes back afterwards is the epoch that was begun anew."""
+    rows = golden(CASE).rows[:100]
+    daemon = daemons(CASE, window=WINDOW, **{"state.dir": str(tmp_path), "state.interval": 1e6})
+    peer = Peer(daemon)
+    for epoch in range(2):
+        peer.open(b"s", epoch=epoch, reply=False)
+        peer.data(b"s", rows, pos=0, epoch=epoch, flush=True)
+        while (peer.ack(b"s", done=100).epoch or 0) != epoch:
+            pass
+        assert daemon.ask("snapshot", stream=b"s")["ok"]
+    ack = Peer(daemon).open(b"s", epoch=1, reply=False, **{"from": 3})
+    assert (ack.epoch, ack.next) == (1, 0)
+    if end == "kill":
+        assert daemon.ask("snapshot")["ok"]
+        daemon.kill()
+    else:
+        daemon.terminate()
+        daemon.wait()
+    daemon.start()
+    peer = Peer(daemon)
+    peer.header(b"s", type="open", epoch=0)
+    assert peer.refusal(b"s", "stale_epoch")
