@@ -112,24 +112,49 @@ static void send_state(struct server *server, struct request *request, const str
 /* --- a state goes in --- */
 
 /*
- * Must the request wait until the stream that it makes can be made?  Making room frees streams and takes slots: look for
- * them afterwards.
+ * Is there room for the stream that the request makes?  ROOM_SOON: it must wait.  Making room frees streams and takes
+ * slots: look for them afterwards.
  */
-static bool must_wait(struct server *server, const struct request *request)
+static enum room find_room(struct server *server, const struct request *request)
 {
 	struct table_entry *entry = table_find(&server->streams, request->to, request->to_size);
 
-	if (entry)
-		return list_entry(entry, struct stream, entry)->phase == STREAM_LOADING; /* it is only half there */
-	return saving_make_room(server) == ROOM_SOON;
+	if (entry) /* one that is loading is only half there */
+		return list_entry(entry, struct stream, entry)->phase == STREAM_LOADING ? ROOM_SOON : ROOM_YES;
+	return saving_make_room(server);
 }
 
-/* A detached stream request->to for the state; if there is such a stream, in its next epoch. */
-static int make_stream(struct server *server, const struct request *request, struct state *state,
-		       struct stream **ret_stream, struct error *err)
+/* Others came first; their states may need the slot to leave. */
+static void try_again(struct server *server, struct request *request, struct slot *slot)
 {
-	const struct stream *old = stream_find(server, request->to, request->to_size);
+	states_free_slot(server, slot);
+	request->slotted = false;
+}
 
+/* Copy the slot's state into the cache of a detached stream: what it replaces stays until that has succeeded. */
+static void give(struct server *server, struct request *request, struct slot *slot)
+{
+	struct stream *stream;
+	struct error error;
+
+	if (find_room(server, request) == ROOM_SOON) {
+		try_again(server, request, slot);
+		return;
+	}
+	if (stream_new(server, request->to, request->to_size, slot->state->epoch, NULL, &stream, &error)) {
+		states_free_slot(server, slot);
+		refuse(server, request, &error);
+		return;
+	}
+	stream->phase = STREAM_LOADING;
+	slot->request = request;
+	resuming_give(stream, slot);
+}
+
+/* The detached stream becomes what the state says; if there is such a stream already, in its next epoch. */
+static int become(struct server *server, struct stream *stream, const struct stream *old, struct state *state,
+		  struct error *err)
+{
 	state->reply = false;
 	if (old) {
 		if (stream_next_epoch(old, &state->epoch, err))
@@ -139,41 +164,35 @@ static int make_stream(struct server *server, const struct request *request, str
 	}
 	if (server->phase != SERVER_SERVING)
 		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon takes no more input");
-	return stream_new(server, request->to, request->to_size, state->epoch, NULL, ret_stream, err);
+	return resuming_adopt(server, stream, state, err);
 }
 
-/* Make the stream request->to of the slot's state. */
-static void give(struct server *server, struct request *request, struct slot *slot)
+void requests_given(struct server *server, struct slot *slot)
 {
-	struct stream *stream;
-	struct error error;
+	struct stream *stream = slot->stream, *old;
+	struct request *request = slot->request;
+	struct error error = slot->job.error;
 	struct saved *saved;
 
-	if (must_wait(server, request)) { /* others came first; their states may need the slot to leave */
-		states_free_slot(server, slot);
-		request->slotted = false;
+	if (!error.code && find_room(server, request) != ROOM_YES) { /* no longer */
+		stream_free(server, stream);
+		try_again(server, request, slot);
 		return;
 	}
-	if (make_stream(server, request, slot->state, &stream, &error)) {
+	old = stream_find(server, request->to, request->to_size);
+	if (error.code || become(server, stream, old, slot->state, &error)) {
+		stream_free(server, stream);
 		states_free_slot(server, slot);
 		refuse(server, request, &error);
 		return;
 	}
 	saved = states_find(server, stream->key);
-	if (saved && !stream_find(server, request->to, request->to_size))
+	if (saved && !old)
 		states_forget(server, saved);
-	stream->phase = STREAM_LOADING;
 	stream_install(server, stream);
-	slot->request = request;
-	resuming_give(stream, slot);
-}
-
-void requests_resumed(struct server *server, struct request *request, struct stream *stream, const struct error *error)
-{
-	if (error->code)
-		refuse(server, request, error);
-	else
-		succeed(server, request, stream);
+	states_free_slot(server, slot);
+	succeed(server, request, stream);
+	resuming_go_live(server, stream, false);
 }
 
 /* --- a state goes out --- */
@@ -234,7 +253,7 @@ static void go_on_out(struct server *server, struct request *request)
 	struct error error;
 	char key[HASH_TEXT];
 
-	if (request->kind == REQUEST_FORK && must_wait(server, request))
+	if (request->kind == REQUEST_FORK && find_room(server, request) == ROOM_SOON)
 		return;
 	slot = states_slot(server);
 	if (!slot)
@@ -277,7 +296,7 @@ static void go_on_in(struct server *server, struct request *request)
 	size_t size = 0, frame;
 	struct slot *slot;
 
-	if (must_wait(server, request))
+	if (find_room(server, request) == ROOM_SOON)
 		return;
 	slot = states_slot(server);
 	if (!slot)
@@ -354,6 +373,9 @@ void requests_go_on(struct server *server)
 
 void requests_free(struct server *server)
 {
+	for (size_t i = 0; i < STATE_SLOTS; i++) /* streams that are nowhere else yet */
+		if (server->slots[i].use == SLOT_RESUMING && server->slots[i].request)
+			stream_free(server, server->slots[i].stream);
 	while (server->requests)
 		remove_request(server, server->requests);
 }

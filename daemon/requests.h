@@ -42,9 +42,9 @@ int requests_import(struct server *server, const struct asked *asked, struct con
 void requests_go_on(struct server *server);
 void requests_free(struct server *server);
 
-/* A slot at work for a request: its copy out of a cache is over, its file is read, its stream is made (or is not). */
+/* A slot at work for a request: its copy out of a cache is over, its file is read, its copy into a cache is over. */
 void requests_copied(struct server *server, struct slot *slot);
 void requests_read(struct server *server, struct slot *slot);
-void requests_resumed(struct server *server, struct request *request, struct stream *stream, const struct error *error);
+void requests_given(struct server *server, struct slot *slot);
 
 #endif

@@ -62,8 +62,7 @@ int64_t resuming_go_on(struct server *server)
 	return INT64_MAX; /* they wait for a slot */
 }
 
-/* The stream is there; saved: as what is on disk. */
-static void go_live(struct server *server, struct stream *stream, bool saved)
+void resuming_go_live(struct server *server, struct stream *stream, bool saved)
 {
 	struct held_list list = stream->held;
 
@@ -187,7 +186,7 @@ void resuming_read(struct server *server, struct slot *slot)
 	if (!task->found) { /* no state is old enough: start from position 0 */
 		states_free_slot(server, slot);
 		recall(server, stream);
-		go_live(server, stream, false);
+		resuming_go_live(server, stream, false);
 		return;
 	}
 	resuming_give(stream, slot);
@@ -203,8 +202,7 @@ void resuming_give(struct stream *stream, struct slot *slot)
 	worker_submit(stream->lane->worker, &slot->job);
 }
 
-/* Give the stream the state's counts and pending rows. */
-static int adopt(struct server *server, struct stream *stream, const struct state *state, struct error *err)
+int resuming_adopt(struct server *server, struct stream *stream, const struct state *state, struct error *err)
 {
 	uint64_t done = 0;
 
@@ -230,38 +228,34 @@ static int adopt(struct server *server, struct stream *stream, const struct stat
 	stream->got = state->got;
 	if (stream->feeder)
 		stream->feeder->outstanding += stream->accepted - stream->done;
-	recall(server, stream);
 	if (stream->published < stream->emitted)
 		stream->published = stream->emitted;
 	stream_flush_later(server, stream);
+	if (strcmp(state->device, stream->lane->device->description))
+		log_info("a state made on \"%s\" goes on here", state->device);
 	return 0;
 }
 
 void resuming_copied(struct server *server, struct slot *slot)
 {
 	struct stream *stream = slot->stream;
-	struct request *request = slot->request;
 	struct error error = slot->job.error;
 
 	stream->in_flight--;
-	if (!request && !states_find(server, stream->key)) { /* it was reset meanwhile */
+	if (slot->request) {
+		requests_given(server, slot);
+		return;
+	}
+	if (!states_find(server, stream->key)) { /* it was reset meanwhile */
 		states_free_slot(server, slot);
 		begin_anew(server, stream);
 		return;
 	}
-	if (!error.code)
-		adopt(server, stream, slot->state, &error);
-	if (error.code && !request) {
+	if (error.code || resuming_adopt(server, stream, slot->state, &error)) {
 		try_later(server, slot, &error);
 		return;
 	}
-	if (!error.code && strcmp(slot->state->device, stream->lane->device->description))
-		log_info("a state made on \"%s\" goes on here", slot->state->device);
+	recall(server, stream);
 	states_free_slot(server, slot);
-	if (request)
-		requests_resumed(server, request, stream, &error);
-	if (error.code)
-		begin_anew(server, stream);
-	else
-		go_live(server, stream, !request);
+	resuming_go_live(server, stream, true);
 }

@@ -171,8 +171,14 @@ void resuming_start(struct server *server, struct stream *stream, struct saved *
 void resuming_read(struct server *server, struct slot *slot);
 void resuming_copied(struct server *server, struct slot *slot);
 
-/* Start the copy of the slot's state into the cache of stream (STREAM_LOADING, in place). */
+/* Start the copy of the slot's state into the cache of stream (STREAM_LOADING). */
 void resuming_give(struct stream *stream, struct slot *slot);
+
+/* Give the stream the state's counts and pending rows.  On failure it is as before. */
+int resuming_adopt(struct server *server, struct stream *stream, const struct state *state, struct error *err);
+
+/* The stream (STREAM_LOADING, in place) takes rows from now on.  saved: it is as what is on disk. */
+void resuming_go_live(struct server *server, struct stream *stream, bool saved);
 
 /* A slot has done its work. */
 void states_free_slot(struct server *server, struct slot *slot);

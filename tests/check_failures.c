@@ -369,6 +369,30 @@ START_TEST(a_state_that_cannot_be_copied_in_makes_no_stream)
 }
 END_TEST
 
+START_TEST(a_state_that_cannot_be_copied_in_replaces_nothing)
+{
+	struct control exported;
+
+	start(true, SETTINGS("window=4", "streams.max=2"));
+	feed('b');
+	feed('c');
+	say_rows('x', 'c', 9, 3);
+	hear_rows('c', 12);
+	open_stream('x', 'd'); /* the one that is idle longest, b, leaves memory */
+	for (const char *to = "cb"; *to; to++) {
+		ask("export", "d", NULL);
+		exported = answered(NULL);
+		fake_broken = ERR_DEVICE;
+		ask("import", (char[]){ *to, '\0' }, &exported);
+		answered("internal");
+		fake_broken = 0;
+		n_seen = 0; /* older acks */
+		ck_assert_uint_eq(open_stream('x', *to), *to == 'b' ? 9 : 12);
+	}
+	stop();
+}
+END_TEST
+
 START_TEST(a_state_that_cannot_be_copied_is_saved_later)
 {
 	start(true, SETTINGS("state.interval=1000"));
@@ -552,6 +576,7 @@ int main(void)
 	tcase_add_test(cases, caches_are_counted_where_they_are);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_out_is_refused);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_makes_no_stream);
+	tcase_add_test(cases, a_state_that_cannot_be_copied_in_replaces_nothing);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_is_saved_later);
 	tcase_add_test(cases, a_stream_comes_back_when_its_state_can_be_copied);
 	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_begins_anew);
