@@ -42,24 +42,27 @@ void resuming_start(struct server *server, struct stream *stream, struct saved *
 
 int64_t resuming_go_on(struct server *server)
 {
-	struct link *link = list_first(&server->loading), *next;
+	struct link *next;
+	int64_t due_ms = INT64_MAX;
 
-	if (link && server->now_ms < server->retry_disk_ms)
-		return server->retry_disk_ms;
-	for (; link; link = next) {
+	for (struct link *link = list_first(&server->loading); link; link = next) {
 		struct stream *stream = list_entry(link, struct stream, unsaved);
 		const struct saved *saved = states_find(server, stream->key);
 		struct slot *slot = states_slot(server);
 
 		next = list_next(&server->loading, link);
 		if (!slot)
-			break;
+			break; /* they wait for one */
+		if (stream->retry_ms > server->now_ms) {
+			due_ms = stream->retry_ms < due_ms ? stream->retry_ms : due_ms;
+			continue;
+		}
 		if (saved && saved->slot)
 			continue; /* a state of the life before is being written: what can be read changes with it */
 		list_remove(link);
 		read_state(server, stream, slot);
 	}
-	return INT64_MAX; /* they wait for a slot */
+	return due_ms;
 }
 
 void resuming_go_live(struct server *server, struct stream *stream, bool saved)
@@ -96,7 +99,7 @@ static void try_later(struct server *server, struct slot *slot, const struct err
 {
 	struct stream *stream = slot->stream;
 
-	states_failed(server, STORE_READ, error);
+	stream->retry_ms = states_failed(server, STORE_READ, error);
 	states_free_slot(server, slot);
 	list_append(&server->loading, &stream->unsaved);
 }

@@ -120,7 +120,7 @@ static void save_failed(struct server *server, struct slot *slot, const struct e
 
 	if (slot->saved)
 		generations_spare(&slot->saved->generations);
-	states_failed(server, STORE_WRITE, error);
+	server->retry_disk_ms = states_failed(server, STORE_WRITE, error);
 	for (link = list_first(&server->unsaved); link; link = list_next(&server->unsaved, link)) {
 		struct stream *waiting = list_entry(link, struct stream, unsaved);
 
@@ -191,16 +191,16 @@ void saving_written(struct server *server, struct slot *slot)
 		saving_evict(server, stream);
 }
 
-int64_t saving_start(struct server *server)
+/* Start saving the streams that are due. */
+static int64_t save_due(struct server *server)
 {
 	int64_t interval = server->phase == SERVER_STOPPING ? 0 : (int64_t)(server->config->state.interval * 1000);
 	struct link *link = list_first(&server->unsaved), *next;
 
-	if (!server->store || (!link && !server->failed_tasks))
+	if (!link)
 		return INT64_MAX;
 	if (server->now_ms < server->retry_disk_ms)
 		return server->retry_disk_ms;
-	states_retry(server);
 	for (size_t held = 0; link && held < STATE_SLOTS; link = next) {
 		struct stream *stream = list_entry(link, struct stream, unsaved);
 		struct slot *slot = states_slot(server);
@@ -218,6 +218,17 @@ int64_t saving_start(struct server *server)
 		held += stream->hold;
 	}
 	return INT64_MAX; /* what is due waits for a slot or a batch to finish */
+}
+
+int64_t saving_start(struct server *server)
+{
+	int64_t retry_ms, due_ms;
+
+	if (!server->store)
+		return INT64_MAX;
+	retry_ms = states_retry(server);
+	due_ms = save_due(server);
+	return retry_ms < due_ms ? retry_ms : due_ms;
 }
 
 bool saving_finished(struct server *server)

@@ -125,7 +125,8 @@ struct server {
 	struct store_job *failed_tasks; /* to be tried again */
 	size_t tasks;          /* without a slot: handed to the store, or failed */
 	uint64_t tasks_begun;  /* of these, since the start; they end in order */
-	int64_t retry_disk_ms; /* nothing is saved or loaded before: the last attempt failed */
+	int64_t retry_tasks_ms; /* none of these is before */
+	int64_t retry_disk_ms; /* nothing is saved before: the last attempt failed */
 	struct log_tap disk_errors;
 	struct state_stats state_stats;
 

@@ -119,7 +119,7 @@ static void submit_task(struct server *server, enum store_task kind, const struc
 	store_submit(server->store, task);
 }
 
-void states_failed(struct server *server, enum store_task task, const struct error *error)
+int64_t states_failed(struct server *server, enum store_task task, const struct error *error)
 {
 	struct state_stats *stats = &server->state_stats;
 
@@ -129,7 +129,7 @@ void states_failed(struct server *server, enum store_task task, const struct err
 	stats->failing = true;
 	stats->task = task;
 	snprintf(stats->why, sizeof stats->why, "%.255s", error->text);
-	server->retry_disk_ms = server->now_ms + RETRY_MS;
+	return server->now_ms + RETRY_MS;
 }
 
 void states_well(struct server *server, enum store_task task)
@@ -145,7 +145,7 @@ void states_well(struct server *server, enum store_task task)
 static void task_done(struct server *server, struct store_job *task)
 {
 	if (task->error.code) {
-		states_failed(server, task->task, &task->error);
+		server->retry_tasks_ms = states_failed(server, task->task, &task->error);
 		task->next = server->failed_tasks;
 		server->failed_tasks = task;
 		return;
@@ -155,15 +155,18 @@ static void task_done(struct server *server, struct store_job *task)
 	free(task);
 }
 
-void states_retry(struct server *server)
+int64_t states_retry(struct server *server)
 {
 	struct store_job *task;
 
+	if (server->failed_tasks && server->now_ms < server->retry_tasks_ms)
+		return server->retry_tasks_ms;
 	while ((task = server->failed_tasks)) {
 		server->failed_tasks = task->next;
 		task->error.code = 0;
 		store_submit(server->store, task);
 	}
+	return INT64_MAX;
 }
 
 void states_forget(struct server *server, struct saved *saved)

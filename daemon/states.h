@@ -114,12 +114,12 @@ void states_closed(struct server *server, struct stream *stream);
 /* The position before which rows of the stream never have to be sent again. */
 uint64_t states_durable(struct server *server, struct stream *stream);
 
-/* A task could not be done and is tried again after a while; one of its kind could be done. */
-void states_failed(struct server *server, enum store_task task, const struct error *error);
+/* A task could not be done; returns when to try it again.  One of its kind could be done. */
+int64_t states_failed(struct server *server, enum store_task task, const struct error *error);
 void states_well(struct server *server, enum store_task task);
 
-/* Hand what failed to the store again, of what needs no slot. */
-void states_retry(struct server *server);
+/* Hand what failed to the store again, of what needs no slot.  Returns when it should be called again. */
+int64_t states_retry(struct server *server);
 
 /* Collect what the store has finished, and go on with it. */
 void states_collect(struct server *server);

@@ -117,6 +117,7 @@ struct stream {
 	bool hold;             /* kept out of batches until it is saved */
 	bool rewinding;        /* STREAM_LOADING: to a state with emitted <= from */
 	uint64_t from;
+	int64_t retry_ms;      /* STREAM_LOADING: not read before: the last attempt failed */
 	struct held_list held; /* STREAM_LOADING, STREAM_ENDING: messages that wait */
 
 	int64_t unflushed_ms; /* since when unfinished rows wait */

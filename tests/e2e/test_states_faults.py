@@ -241,6 +241,28 @@ def test_calls_that_a_signal_interrupts(daemon, faults, rows, want):
     assert producer.have == 120 and faults.happened() and daemon.ask("status")["rows_in"] == 0
 
 
+def test_one_state_that_cannot_be_read(daemon, rows):
+    """It is tried again and again, and keeps nobody else from the disk."""
+    daemon.start()
+    peer = Peer(daemon)
+    peer.open(b"unread")
+    daemon.terminate()
+    assert daemon.wait() == 0
+    folder = daemon.settings["state.dir"]
+    state, = (name for name in os.listdir(folder) if name.endswith(".safetensors"))
+    os.remove(os.path.join(folder, state))
+    os.mkdir(os.path.join(folder, state))
+    daemon.settings["state.interval"] = 0
+    daemon.start()
+    peer = Peer(daemon)
+    peer.header(b"unread", type="open")
+    wait_for_error(daemon)
+    for i in range(500):
+        peer.data(b"stream-%d" % i, rows[:8], pos=0)
+    wait_until(lambda: states(daemon)["written"] >= 500)
+    assert [stream["stream"] for stream in daemon.ask("streams")["streams"] if stream["state"] == "loading"] == [b"unread"]
+
+
 def wait_for_error(daemon):
     wait_until(lambda: states(daemon)["error"])
     return states(daemon)["error"]
