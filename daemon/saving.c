@@ -215,7 +215,7 @@ static int64_t save_due(struct server *server)
 			save(server, stream, slot, false);
 		else
 			saving_hold(stream);
-		held += stream->hold;
+		held += stream->hold && !stream->before; /* for as long as the life before needs, others go on */
 	}
 	return INT64_MAX; /* what is due waits for a slot or a batch to finish */
 }

@@ -234,7 +234,9 @@ void stream_install(struct server *server, struct stream *stream)
 		list_append(&server->idle, &stream->idle);
 	states_begun(server, stream);
 	if (stream->epoch)
-		saving_note(server, stream); /* a restart must not bring the epoch before back */
+		saving_note(server, stream); /* a restart must not bring the epoch before back, */
+	if (stream->has_event)
+		saving_hurry(server, stream); /* nor may one that the daemon began come again with other rows */
 	if (!old) {
 		stream_announce(server, stream);
 		return;

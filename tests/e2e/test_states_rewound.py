@@ -1,4 +1,6 @@
 """A peer lacks hidden states and asks for them: what it is told, and what others see of it."""
+import time
+
 import numpy as np
 import pytest
 
@@ -66,7 +68,7 @@ def test_after_a_gap_in_the_numbering_before_it(daemons, golden, tmp_path):
     for got in 12, 15:
         peer = Peer(daemon)
         ack = peer.open(b"s", **{"from": got})
-        assert (ack.epoch, ack.next, ack.durable) == (1, 0, 0)
+        assert (ack.epoch, ack.next, ack.durable) == (1, 7, 7)  # of the state with which the epoch began
         peer.data(b"s", rows[12:20], pos=12, flush=True)
         assert same_bytes(peer.hidden(b"s", 0, 8, epoch=1), want[:8])
     peer.data(b"s", rows[20:30], pos=20, got=20, end=True)
@@ -120,3 +122,26 @@ def test_to_before_every_state_of_its_epoch(daemons, golden, tmp_path, end):
     peer = Peer(daemon)
     peer.header(b"s", type="open", epoch=0)
     assert peer.refusal(b"s", "stale_epoch")
+
+
+@pytest.mark.parametrize("how", ["gap", "command"])
+def test_an_epoch_that_the_daemon_begins(daemons, golden, tmp_path, how):
+    """It is saved at once: no other begins with the same number after a kill."""
+    rows = golden(CASE).rows[:24]
+    daemon = daemons(CASE, window=8, **{"state.dir": str(tmp_path), "state.interval": 1e6, "streams.on_gap": "reset"})
+    peer = Peer(daemon)
+    peer.open(b"s", reply=False)
+    peer.data(b"s", rows[:8], pos=0)
+    peer.ack(b"s", done=8)
+    assert daemon.ask("snapshot", stream=b"s")["ok"]
+    if how == "gap":
+        peer.data(b"s", rows[16:], pos=16)
+    else:
+        assert daemon.ask("reset", stream=b"s")["ok"]
+    while daemon.ask("status")["states"]["written"] < 2:
+        time.sleep(0.01)
+    daemon.kill()
+    daemon.start()
+    peer = Peer(daemon)
+    peer.header(b"s", type="open")
+    assert peer.take(b"s", "ack", "error").epoch == 1
