@@ -109,6 +109,10 @@ static void turn(void)
 static void start(bool states, const char *const *settings)
 {
 	fake_world = (struct fake_world){ .take = take, .idle = idle };
+	fake_broken = 0;
+	ended = false;
+	deaf = 0;
+	n_seen = answer_size = 0;
 	fake_folder_make();
 	sem_init(&go, 0, 0);
 	sem_init(&paused, 0, 0);
@@ -161,7 +165,8 @@ static bool heard(char stream, enum message_type type, struct message *ret_messa
 		if (seen[i].stream != stream || seen[i].message.type != type)
 			continue;
 		*ret_message = seen[i].message;
-		memmove(&seen[i], &seen[i + 1], (--n_seen - i) * sizeof *seen);
+		for (n_seen--; i < n_seen; i++)
+			seen[i] = seen[i + 1];
 		return true;
 	}
 	return false;
