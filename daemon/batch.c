@@ -9,8 +9,8 @@
 #include <string.h>
 
 #define FAILURES_MAX 3
-#define REST_MS 250  /* after a batch has failed; four times as long after the next one */
-#define RETRY_MS 5 /* without memory */
+#define REST_MS 250 /* after a batch has failed; four times as long after the next one */
+#define RETRY_MS 5  /* without memory */
 
 /* --- forming a batch --- */
 

@@ -29,12 +29,14 @@ static bool is_loopback(const char *address)
 /* Does a TCP address end in a port, or in * for any? */
 static bool has_port(const char *address)
 {
-	const char *port = strrchr(address, ':') ? strrchr(address, ':') + 1 : "";
+	const char *port = strrchr(address, ':');
+	size_t digits;
 
-	if (!strcmp(port, "*"))
-		return true;
-	return *port && strlen(port) <= 5 && strspn(port, "0123456789") == strlen(port) &&
-	       strtoul(port, NULL, 10) <= UINT16_MAX;
+	if (!port++)
+		return false;
+	digits = strspn(port, "0123456789");
+	return !strcmp(port, "*") ||
+	       (digits && digits <= 5 && !port[digits] && strtoul(port, NULL, 10) <= UINT16_MAX);
 }
 
 static int check_address(const struct config *config, const char *key, const char *text, struct error *err)
