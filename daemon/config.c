@@ -57,7 +57,7 @@ const struct key config_keys[] = {
 	  "folder of the checkpoint (config.json, *.safetensors); required", .live = false },
 	{ "device", KIND_STRINGS, AT(device), "[auto]",
 	  "auto, cpu, cuda or cuda:N, or a list, over which streams are spread; auto takes a GPU that fits the model",
-	  .live = false },
+	  .valid = device_known, .live = false },
 	{ "precision", KIND_CHOICE, AT(precision), "auto",
 	  "auto, float32 or bfloat16; auto follows the checkpoint where the device is good at it",
 	  .choices = precisions },

@@ -30,13 +30,14 @@ static bool is_loopback(const char *address)
 static bool has_port(const char *address)
 {
 	const char *port = strrchr(address, ':');
+	unsigned long number;
 	size_t digits;
 
 	if (!port++)
 		return false;
 	digits = strspn(port, "0123456789");
-	return !strcmp(port, "*") ||
-	       (digits && digits <= 5 && !port[digits] && strtoul(port, NULL, 10) <= UINT16_MAX);
+	number = strtoul(port, NULL, 10);
+	return !strcmp(port, "*") || (digits <= 5 && !port[digits] && number >= 1 && number <= UINT16_MAX);
 }
 
 static int check_address(const struct config *config, const char *key, const char *text, struct error *err)

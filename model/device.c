@@ -71,6 +71,15 @@ int device_open(const char *name, const struct model *model, const struct device
 	return rc ? rc : backend->open(model, &indexed, ret_device, err);
 }
 
+bool device_known(const char *name)
+{
+	const struct backend *backend;
+	struct error error;
+	int index;
+
+	return !strcmp(name, "auto") || !parse_name(name, &backend, &index, &error);
+}
+
 void device_close(struct device *device)
 {
 	if (device)

@@ -135,6 +135,9 @@ int device_open(const char *name, const struct model *model, const struct device
 		struct device **ret_device, struct error *err);
 void device_close(struct device *device); /* NULL is fine */
 
+/* Is it a name that device_open understands, whether or not this machine has such a device? */
+bool device_known(const char *name);
+
 /* "auto", "float32", "bfloat16"; false if it is none of them. */
 bool precision_find(const char *name, enum precision *ret_precision);
 const char *precision_name(enum precision precision);

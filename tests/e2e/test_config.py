@@ -126,7 +126,7 @@ def test_errors_in_a_file_have_line_and_column(config, name):
     "output.layers=[]", "window.x=3", "sockets.ingest={a: b}", "window=[", "precision=fp8", "limits.batch_rows=0",
     "limits.cache_bytes=all", "log.level=loud", "device=[]", "sockets.ingest=[]", "limits.batch_rows=8",
     "limits.credit_rows=8", "output.layers=[0, final, 0]", "sockets.ingest=tcp://127.0.0.1:65536",
-    "sockets.ingest=tcp://127.0.0.1"])
+    "sockets.ingest=tcp://127.0.0.1", "sockets.ingest=tcp://127.0.0.1:0", "device=cudda", "device=[cpu, cuda:x]"])
 def test_errors_on_the_command_line_name_the_key(assignment):
     result = mamba2d("-s", f"model={MODEL}", "-s", assignment, "--check")
     assert result.returncode not in (0, -6, -11)
