@@ -38,6 +38,14 @@ static int zmq_error(struct error *err, const struct client *client, const char 
 	return error_set(err, ERR_SYSTEM, "%s %s: %s", what, client->address, zmq_strerror(errno));
 }
 
+static int cannot_connect(struct error *err, const struct client *client)
+{
+	if (errno == EINVAL || errno == EPROTONOSUPPORT)
+		return error_set(err, ERR_ARGUMENT, "cannot connect to \"%s\", expected tcp://HOST:PORT or ipc://PATH",
+				 client->address);
+	return zmq_error(err, client, "cannot connect to");
+}
+
 /*
  * What a SUB has received is bounded by its queue, what others have by credit, or by their one question.  Heartbeats
  * beside a queue that may be full end the process (libzmq's issue 3937), so a SUB has those of TCP.
@@ -99,7 +107,7 @@ int client_new(enum client_kind kind, const char *address, const struct client_k
 		client->socket = zmq_socket(client->context, kind == CLIENT_SUBSCRIBE ? ZMQ_SUB : ZMQ_DEALER);
 	if (!client->socket || configure(client->socket, kind) != 0 || show_keys(client, keys) != 0
 	    || zmq_connect(client->socket, address) != 0) {
-		status = zmq_error(err, client, "cannot connect to");
+		status = cannot_connect(err, client);
 		client_free(client, 0);
 		return status;
 	}

@@ -311,8 +311,8 @@ START_TEST(daemon_that_is_not_there)
 	ck_assert_int_eq(client_receive(client, 10, &got, &err), 0);
 	client_free(client, 0);
 	client = NULL;
-	ck_assert_int_eq(client_new(CLIENT_INGEST, "nonsense", NULL, &client, &err), ERR_SYSTEM);
-	ck_assert_msg(strstr(err.text, "cannot connect to nonsense: "), "%s", err.text);
+	ck_assert_int_eq(client_new(CLIENT_INGEST, "nonsense", NULL, &client, &err), ERR_ARGUMENT);
+	ck_assert_msg(strstr(err.text, "cannot connect to \"nonsense\", expected tcp://HOST:PORT or "), "%s", err.text);
 }
 END_TEST
 

@@ -20,6 +20,7 @@ come as ml_dtypes.bfloat16 if that package is installed and as uint16 bits other
 A Client belongs to one thread.  Needs pyzmq, msgpack and NumPy.
 """
 import json
+import re
 import time
 from bisect import bisect_right
 from typing import NamedTuple, Optional
@@ -108,6 +109,12 @@ def _read_keys(key, server_key):
         raise ValueError("key and server_key go together")
     secret = _read_key(key, "secret-key")
     return zmq.curve_public(secret), secret, _read_key(server_key, "public-key")
+
+
+def _address(address, role):
+    if address is not None and not re.fullmatch(r"tcp://.+:[0-9]+|(ipc|inproc)://.+", address):
+        raise ValueError(f'{role}: "{address}", expected tcp://HOST:PORT or ipc://PATH')
+    return address
 
 
 def _stream_id(stream):
@@ -283,7 +290,8 @@ class Client:
 
     def __init__(self, ingest=None, publish=None, identity=None, *, control=None, key=None, server_key=None,
                  timeout=60.0, silence=20.0, message_bytes=1 << 20, keep=True, context=None):
-        self._addresses = {"ingest": ingest, "publish": publish, "control": control}
+        self._addresses = {role: _address(address, role) for role, address in
+                           (("ingest", ingest), ("publish", publish), ("control", control))}
         self._identity, self._timeout, self._silence = identity, timeout, silence
         self._message_bytes, self._keep = message_bytes, keep
         self._context = context or zmq.Context.instance()

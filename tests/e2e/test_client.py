@@ -184,6 +184,13 @@ def test_control(daemon, connect):
         client.control("explode")
 
 
+@pytest.mark.parametrize("address", ["localhost:5701", "tcp://localhost", "tcp://localhost:", "/run/ingest", ""])
+def test_what_is_no_address(address):
+    for role in "ingest", "publish", "control":
+        with pytest.raises(ValueError, match=f'{role}: "{address}", expected tcp://HOST:PORT or ipc://PATH'):
+            Client(**{role: address})
+
+
 def test_missing_addresses():
     with Client() as client:
         for call in (lambda: client.encode("a", np.ones((1, 4))), lambda: client.control("status"), client.hidden):
