@@ -1,6 +1,8 @@
 """The documents say what the programs do: manual pages against the programs and PROTOCOL.md, guides by running them."""
+import glob
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -85,8 +87,8 @@ def read(*path):
         return f.read()
 
 
-def examples(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", read(DOC, "clients.md"), re.MULTILINE | re.DOTALL)
+def examples(language, path="etc/doc/clients.md"):
+    return re.findall(rf"^```{language}\n(.*?)^```", read(path), re.MULTILINE | re.DOTALL)
 
 
 def test_links_lead_somewhere():
@@ -138,20 +140,50 @@ def here(example, daemon):
     return example.replace("tcp://127.0.0.1:5701", daemon.ingest).replace("tcp://127.0.0.1:5702", daemon.publish)
 
 
-@pytest.mark.parametrize("example", examples("python"))
-def test_python_examples(ecg, example):
+def run_python(ecg, example):
     environment = {**os.environ, "PYTHONPATH": os.path.join(ROOT, "protocol/python")}
     result = subprocess.run([sys.executable, "-c", here(example, ecg)], env=environment, capture_output=True, text=True,
                             timeout=TIMEOUT)
     assert result.returncode == 0 and result.stdout, result
+    return result.stdout
+
+
+@pytest.mark.parametrize("example", examples("python"))
+def test_python_examples(ecg, example):
+    run_python(ecg, example)
+
+
+@pytest.mark.native  # it waits for 5 seconds
+def test_the_example_of_the_readme(ecg):
+    example, = examples("python", "README.md")
+    assert run_python(ecg, example).split("\n")[-2] == "b'sensor-8' 1000 Event"
+
+
+def compile_and_run(ecg, folder, command):
+    """The C example, with the guide's command in that folder."""
+    example, = examples("c")
+    (folder / "producer.c").write_text(here(example, ecg))
+    subprocess.run(["sh", "-c", f"{command} -Wall -Wextra -Werror"], cwd=folder, check=True)
+    assert subprocess.run([folder / "producer"], capture_output=True, text=True, timeout=TIMEOUT).stdout == \
+        "45 rows are done\n"
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("example", examples("c"))
-def test_c_examples(ecg, example, tmp_path):
-    source, program = tmp_path / "example.c", tmp_path / "example"
-    source.write_text(here(example, ecg))
-    subprocess.run(["gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-I", ROOT, source,
-                    os.path.join(BUILD, "libprotocol.a"), os.path.join(BUILD, "libmodel.a"), "-lzmq", "-o", program],
-                   check=True)
-    assert subprocess.run([program], capture_output=True, text=True, timeout=TIMEOUT).stdout == "45 rows are done\n"
+def test_the_c_example_in_a_build_folder(ecg, tmp_path):
+    build = tmp_path / "build"
+    build.mkdir()
+    for name in "protocol", "model":
+        (tmp_path / name).symlink_to(os.path.join(ROOT, name))
+        (build / f"lib{name}.a").symlink_to(os.path.join(BUILD, f"lib{name}.a"))
+    compile_and_run(ecg, build, examples("sh")[0].strip())
+
+
+@pytest.mark.native
+def test_the_c_example_in_a_tree_of_its_own(ecg, tmp_path):
+    """With the files that the guide names and no others."""
+    paragraph = read(DOC, "clients.md").split("In a tree of your own, ")[1].split("```")[0]
+    for pattern in re.findall("`(.*?)`", paragraph):
+        for path in glob.glob(pattern, root_dir=ROOT):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            shutil.copy(os.path.join(ROOT, path), tmp_path / path)
+    compile_and_run(ecg, tmp_path, examples("sh")[1].strip())
