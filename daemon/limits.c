@@ -106,9 +106,13 @@ int64_t limits_sweep(struct server *server)
 		return INT64_MAX;
 	if (server->now_ms < server->sweep_ms || (!server->drained && !overdue))
 		return server->sweep_ms > server->now_ms ? server->sweep_ms : server->now_ms + SWEEP_MS;
-	for (size_t i = 0; i < sizeof endpoints / sizeof endpoints[0]; i++)
-		if (endpoints[i])
-			bound_unfinished(server, endpoints[i]);
+	for (size_t i = 0; i < sizeof endpoints / sizeof endpoints[0]; i++) {
+		if (!endpoints[i])
+			continue;
+		bound_unfinished(server, endpoints[i]);
+		connections_strangers(endpoint_connections(endpoints[i]), &server->security.strangers);
+	}
+	security_tell_strangers(server);
 	server->sweep_ms = server->now_ms + SWEEP_MS;
 	return server->sweep_ms;
 }

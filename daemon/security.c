@@ -3,6 +3,7 @@
  */
 #include "daemon/security.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -131,7 +132,7 @@ void security_options(const struct server *server, struct endpoint_options *opti
 }
 
 /* The ZAP handler's decision. */
-static unsigned let_in(void *arg, const unsigned char key[KEY_BYTES])
+static unsigned let_in(void *arg, const unsigned char key[KEY_BYTES], const char *address, size_t size)
 {
 	struct server *server = arg;
 	unsigned user = rights_find(server->security.rights, key);
@@ -142,7 +143,7 @@ static unsigned let_in(void *arg, const unsigned char key[KEY_BYTES])
 	server->security.refused++;
 	if (log_tap_open(&server->security.refusals, 1)) {
 		keys_format(key, text);
-		log_warning("refused: the key %s is not authorised", text);
+		log_warning("refused: the key %s, from %.*s, is not authorised", text, (int)size, address);
 	}
 	return user;
 }
@@ -159,6 +160,20 @@ int security_serve(struct server *server, struct error *err)
 	const struct zap_rules rules = { .find = let_in, .time = connection_time, .arg = server };
 
 	return zap_serve(server->security.zap, &server->message, &rules, err);
+}
+
+void security_tell_strangers(struct server *server)
+{
+	struct strangers *strangers = &server->security.strangers;
+
+	if (!strangers->keyless && !strangers->mistaken)
+		return;
+	if (!log_tap_open(&server->security.failures, 1))
+		return;
+	log_warning("refused: %" PRIu64 " connections over TCP without a key, %" PRIu64 " with another key for ours than %s",
+		    strangers->keyless, strangers->mistaken, server->security.pair.public_key);
+	server->security.refused += strangers->keyless + strangers->mistaken;
+	*strangers = (struct strangers){ 0, 0 };
 }
 
 /* --- rights --- */

@@ -12,6 +12,7 @@
 #include "daemon/log.h"
 #include "daemon/rights.h"
 #include "model/error.h"
+#include "protocol/connections.h"
 #include "protocol/endpoint.h"
 
 struct config;
@@ -22,7 +23,8 @@ struct security {
 	struct rights *rights;     /* NULL: no keys */
 	struct key_pair pair;      /* ours */
 	uint64_t refused;          /* connections */
-	struct log_tap refusals;
+	struct strangers strangers; /* not told of yet */
+	struct log_tap refusals, failures;
 };
 
 /* Check what the configuration says of addresses and keys, without reading files. */
@@ -38,6 +40,9 @@ void security_close(struct server *server);
 
 /* Let in, or not, who knocked meanwhile. */
 int security_serve(struct server *server, struct error *err);
+
+/* Count and log the strangers, once a second. */
+void security_tell_strangers(struct server *server);
 
 /* Grant what was subscribed to meanwhile, as far as rights go. */
 int security_subscriptions(struct server *server, struct error *err);

@@ -16,7 +16,8 @@
 #include <zmq.h>
 
 #define DESCRIPTORS_MAX (1 << 20)
-#define EVENT_BYTES 6 /* 16 bits of what, 32 of which file descriptor; an address is in the frame behind it */
+#define EVENT_BYTES 6 /* 16 bits of what, 32 of which file descriptor or why; an address is in the frame behind it */
+#define EVENTS (ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_CONNECTED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
 #define LITTLE 65536  /* bytes: a handshake, heartbeats, the start of a message */
 
 struct connection {
@@ -34,6 +35,7 @@ struct connections {
 	unsigned char event[EVENT_BYTES];
 	bool waits; /* the event, for memory */
 	uint64_t clock;
+	struct strangers strangers;
 	struct connection *item; /* [n], by file descriptor */
 	size_t n;
 };
@@ -48,7 +50,7 @@ int connections_new(void *context, void *socket, struct connections **ret_connec
 		return error_memory(err, "connections");
 	snprintf(address, sizeof address, "inproc://connections-%p", socket);
 	connections->socket = socket;
-	if (zmq_socket_monitor(socket, address, ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_CONNECTED | ZMQ_EVENT_DISCONNECTED) == 0
+	if (zmq_socket_monitor(socket, address, EVENTS) == 0
 	    && (connections->events = zmq_socket(context, ZMQ_PAIR)) != NULL
 	    && zmq_setsockopt(connections->events, ZMQ_RCVHWM, &unlimited, sizeof unlimited) == 0
 	    && zmq_connect(connections->events, address) == 0) {
@@ -92,16 +94,26 @@ static bool make_room(struct connections *connections, size_t fd)
 	return true;
 }
 
+static void note_stranger(struct connections *connections, uint32_t why)
+{
+	if (why == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+		connections->strangers.keyless++;
+	else if (why == ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
+		connections->strangers.mistaken++;
+}
+
 /* False without memory: it is to be noted later. */
 static bool note_event(struct connections *connections)
 {
 	bool unwanted;
 	uint16_t event;
-	uint32_t fd;
+	uint32_t fd; /* or why */
 
 	memcpy(&event, connections->event, sizeof event);
 	memcpy(&fd, connections->event + sizeof event, sizeof fd);
-	if (fd >= DESCRIPTORS_MAX)
+	if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+		note_stranger(connections, fd);
+	if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL || fd >= DESCRIPTORS_MAX)
 		return true;
 	if (!make_room(connections, fd))
 		return false;
@@ -188,6 +200,14 @@ void connections_cut_user(struct connections *connections, unsigned int user)
 	for (size_t fd = 0; fd < connections->n; fd++)
 		if (connections->item[fd].user == user)
 			connections_cut(connections, (int)fd);
+}
+
+void connections_strangers(struct connections *connections, struct strangers *strangers)
+{
+	connections_catch_up(connections);
+	strangers->keyless += connections->strangers.keyless;
+	strangers->mistaken += connections->strangers.mistaken;
+	connections->strangers = (struct strangers){ 0, 0 };
 }
 
 /* --- what they send --- */

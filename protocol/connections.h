@@ -36,6 +36,13 @@ void connections_cut(struct connections *connections, int fd); /* if it is there
 void connections_cut_next(struct connections *connections, int fd);
 void connections_cut_user(struct connections *connections, unsigned int user);
 
+/* How many have failed in their handshake; connections_strangers adds those since it was last called. */
+struct strangers {
+	uint64_t keyless;  /* showed no key */
+	uint64_t mistaken; /* took another key for ours */
+};
+void connections_strangers(struct connections *connections, struct strangers *strangers);
+
 /* What has come over TCP since the last whole message, when all whole messages have been received. */
 struct unfinished {
 	uint64_t bytes;      /* of all connections */

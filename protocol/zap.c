@@ -43,7 +43,8 @@ static unsigned int judge(const struct endpoint_message *request, const struct z
 		return ENDPOINT_ANYBODY;
 	if (frame_is(request, FRAME_DOMAIN, ZAP_DOMAIN_KEYS) && frame_is(request, FRAME_MECHANISM, "CURVE")
 	    && request->n_frames == FRAME_KEY + 1 && request->frame[FRAME_KEY].size == KEY_BYTES)
-		return rules->find(rules->arg, request->frame[FRAME_KEY].data);
+		return rules->find(rules->arg, request->frame[FRAME_KEY].data, request->frame[FRAME_ADDRESS].data,
+				   request->frame[FRAME_ADDRESS].size);
 	return ENDPOINT_NOBODY;
 }
 

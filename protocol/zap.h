@@ -17,8 +17,11 @@
 int zap_open(struct endpoint_context *context, struct endpoint **ret_zap, struct error *err);
 
 struct zap_rules {
-	/* The user number of a key (not ENDPOINT_ANYBODY), or ENDPOINT_NOBODY for one that is not let in. */
-	unsigned int (*find)(void *arg, const unsigned char key[KEY_BYTES]);
+	/*
+	 * The user number of a key (not ENDPOINT_ANYBODY), or ENDPOINT_NOBODY for one that is not let in; address [size]
+	 * is the IP address that it comes from, as text.
+	 */
+	unsigned int (*find)(void *arg, const unsigned char key[KEY_BYTES], const char *address, size_t size);
 	/* What time it is, by any clock: goes with the user to every message of the connection. */
 	uint64_t (*time)(void *arg);
 	void *arg;

@@ -475,10 +475,12 @@ START_TEST(linger)
 }
 END_TEST
 
-static unsigned int find_nobody(void *arg, const unsigned char key[KEY_BYTES])
+static unsigned int find_nobody(void *arg, const unsigned char key[KEY_BYTES], const char *address, size_t size)
 {
 	(void)arg;
 	(void)key;
+	(void)address;
+	(void)size;
 	return ENDPOINT_NOBODY;
 }
 

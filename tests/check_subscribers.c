@@ -52,11 +52,13 @@ static void tear_down(void)
 	endpoint_context_free(context);
 }
 
-static unsigned int find(void *arg, const unsigned char key[KEY_BYTES])
+static unsigned int find(void *arg, const unsigned char key[KEY_BYTES], const char *address, size_t size)
 {
 	char text[KEY_TEXT];
 
 	(void)arg;
+	(void)address;
+	(void)size;
 	keys_format(key, text);
 	for (unsigned int i = 0; i < 2; i++)
 		if (!strcmp(text, keys[i].public_key))

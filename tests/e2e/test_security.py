@@ -2,6 +2,7 @@
 import contextlib
 import itertools
 import os
+import re
 import stat
 import signal
 import subprocess
@@ -159,11 +160,19 @@ def test_a_thousand_strangers_are_refused_while_others_work(secured, rows):
     assert len(done) >= 3 and all(same_bytes(hidden, want) for hidden in done)
     status = secured.daemon.ask("status")
     assert status["refused_keys"] == 1000
+    assert re.search(r"^<4>refused: the key \S{40}, from 127\.0\.0\.1, is not authorised$", secured.daemon.log(), re.M)
     assert b"s" not in [s["stream"] for s in secured.daemon.ask("streams")["streams"]]
 
 
+def told_strangers(secured):
+    """How many without a key, and how many with a wrong one for the daemon's, its log tells of."""
+    line = "refused: ([0-9]+) connections over TCP without a key, ([0-9]+) with another key for ours than "
+    told = re.findall(line + re.escape(key(secured.keyring.own + ".pub").decode()), secured.daemon.log())
+    return [sum(int(pair[i]) for pair in told) for i in range(2)]
+
+
 def test_nobody_without_keys_comes_in(secured):
-    """Neither in plain, nor with an authorised key for another daemon's; nothing is answered and nothing happens."""
+    """Neither in plain, nor with an authorised key for another daemon's; nothing is answered, and it is logged."""
     secured.keyring.add("producer", "write read")
     secured.reload()
     public, secret, _ = secured.keyring.keys("producer")
@@ -173,6 +182,12 @@ def test_nobody_without_keys_comes_in(secured):
         assert peer.receive(1) is None
         peer.close()
     assert secured.daemon.ask("status")["streams"] == 0
+    keyless = mistaken = 0
+    deadline = time.monotonic() + TIMEOUT
+    while not (keyless and mistaken):
+        assert time.monotonic() < deadline, secured.daemon.log()
+        keyless, mistaken = told_strangers(secured)
+    assert secured.daemon.ask("status")["refused_keys"] >= keyless + mistaken
 
 
 def test_no_key_is_asked_for_on_ipc(secured, rows):
