@@ -155,6 +155,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	list_init(&server->loading);
 	list_init(&server->idle);
 	list_init(&server->waiting);
+	server->last_failed_task = &server->failed_tasks;
 	server->publishers.account = &server->publishers.own;
 	server->publishers.own.unlimited = true;
 	server->itemsize = dtype_size((enum dtype)config->output.dtype);

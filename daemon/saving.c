@@ -94,8 +94,11 @@ static bool save(struct server *server, struct stream *stream, struct slot *slot
 {
 	struct saved *saved = states_get(server, stream->key);
 
-	if (!saved || saved->slot)
+	if (!saved || saved->slot) { /* what the life before leaves to do on disk comes first; rows need not wait for it */
+		stream->hold = false;
+		stream_wake(server, stream);
 		return false;
+	}
 	saving_take(server, stream, slot);
 	slot->use = SLOT_SAVING;
 	slot->evict = evict;

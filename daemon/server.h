@@ -122,7 +122,7 @@ struct server {
 	size_t held_bytes;
 	struct request *requests; /* that wait: daemon/requests.h */
 	int64_t save_all_ms;   /* what had changed by then is saved without waiting for the interval */
-	struct store_job *failed_tasks; /* to be tried again */
+	struct store_job *failed_tasks, **last_failed_task; /* to be tried again, in this order */
 	size_t tasks;          /* without a slot: handed to the store, or failed */
 	uint64_t tasks_begun;  /* of these, since the start; they end in order */
 	int64_t retry_tasks_ms; /* none of these is before */

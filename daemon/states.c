@@ -76,20 +76,27 @@ void states_close(struct server *server)
 		free_saved(server, list_entry(entry, struct saved, entry));
 }
 
-struct saved *states_find(struct server *server, const char key[HASH_TEXT])
+static struct saved *find(struct server *server, const char key[HASH_TEXT])
 {
 	struct table_entry *entry = server->store ? table_find(&server->saved, key, HASH_TEXT - 1) : NULL;
 
 	return entry ? list_entry(entry, struct saved, entry) : NULL;
 }
 
+struct saved *states_find(struct server *server, const char key[HASH_TEXT])
+{
+	struct saved *saved = find(server, key);
+
+	return saved && !saved->gone ? saved : NULL;
+}
+
 struct saved *states_get(struct server *server, const char key[HASH_TEXT])
 {
-	struct saved *saved = states_find(server, key);
+	struct saved *saved = find(server, key);
 	struct generations none = { .n = 0 };
 
 	if (saved)
-		return saved;
+		return saved->gone ? NULL : saved;
 	return remember(server, key, &none, false, NULL) ? NULL : states_find(server, key);
 }
 
@@ -101,13 +108,13 @@ bool states_has(const struct saved *saved, uint64_t epoch)
 
 /* --- small tasks that need no slot --- */
 
-static void submit_task(struct server *server, enum store_task kind, const struct saved *saved)
+static bool submit_task(struct server *server, enum store_task kind, const struct saved *saved)
 {
 	struct store_job *task = calloc(1, sizeof *task);
 
 	if (!task) {
 		log_error("out of memory: a closed stream's states stay on disk");
-		return;
+		return false;
 	}
 	task->task = kind;
 	memcpy(task->key, saved->key, sizeof task->key);
@@ -117,6 +124,7 @@ static void submit_task(struct server *server, enum store_task kind, const struc
 	server->tasks++;
 	server->tasks_begun++;
 	store_submit(server->store, task);
+	return true;
 }
 
 int64_t states_failed(struct server *server, enum store_task task, const struct error *error)
@@ -142,17 +150,35 @@ void states_well(struct server *server, enum store_task task)
 	stats->failing = false;
 }
 
-static void task_done(struct server *server, struct store_job *task)
+static void end_task(struct server *server, struct store_job *task)
 {
-	if (task->error.code) {
-		server->retry_tasks_ms = states_failed(server, task->task, &task->error);
-		task->next = server->failed_tasks;
-		server->failed_tasks = task;
-		return;
-	}
-	states_well(server, task->task);
+	struct saved *saved = find(server, task->key);
+
+	if (task->task == STORE_REMOVE)
+		free_saved(server, saved);
 	server->tasks--;
 	free(task);
+}
+
+/* A mark is no longer wanted once its stream has come back, or is forgotten: it must not meet that stream's next life. */
+static bool is_over(struct server *server, const struct store_job *task)
+{
+	const struct saved *saved = states_find(server, task->key);
+
+	return task->task == STORE_CLOSE && !(saved && saved->closed);
+}
+
+static void task_done(struct server *server, struct store_job *task)
+{
+	if (!task->error.code) {
+		states_well(server, task->task);
+		end_task(server, task);
+		return;
+	}
+	server->retry_tasks_ms = states_failed(server, task->task, &task->error);
+	task->next = NULL;
+	*server->last_failed_task = task;
+	server->last_failed_task = &task->next;
 }
 
 int64_t states_retry(struct server *server)
@@ -164,17 +190,27 @@ int64_t states_retry(struct server *server)
 	while ((task = server->failed_tasks)) {
 		server->failed_tasks = task->next;
 		task->error.code = 0;
-		store_submit(server->store, task);
+		if (is_over(server, task)) {
+			states_well(server, task->task);
+			end_task(server, task);
+		} else {
+			store_submit(server->store, task);
+		}
 	}
+	server->last_failed_task = &server->failed_tasks;
 	return INT64_MAX;
 }
 
 void states_forget(struct server *server, struct saved *saved)
 {
-	submit_task(server, STORE_REMOVE, saved);
+	const bool submitted = submit_task(server, STORE_REMOVE, saved);
+
 	if (saved->slot)
 		saved->slot->saved = NULL;
-	free_saved(server, saved);
+	saved->slot = NULL;
+	saved->gone = true;
+	if (!submitted)
+		free_saved(server, saved);
 }
 
 void states_begun(struct server *server, const struct stream *stream)

@@ -32,6 +32,7 @@ struct saved {
 	struct generations generations;
 	struct slot *slot;      /* that is saving the stream just now */
 	bool closed;            /* resumed only for a peer that still lacks hidden states */
+	bool gone;              /* forgotten, but its files are not removed yet: there is nothing of this key until then */
 	char *damage;           /* why it cannot be resumed; NULL: it can */
 	/* Of a stream that left memory in this run, until it comes back: */
 	bool remembered, reply;
@@ -97,7 +98,9 @@ void states_close(struct server *server);
 
 /* What is remembered of a stream id with this key; NULL if nothing, or if states are not kept. */
 struct saved *states_find(struct server *server, const char key[HASH_TEXT]);
-struct saved *states_get(struct server *server, const char key[HASH_TEXT]); /* found or made; NULL: no memory */
+
+/* The same, made if need be.  NULL: no memory, or files of a life that was forgotten are not removed yet. */
+struct saved *states_get(struct server *server, const char key[HASH_TEXT]);
 
 /* Is a state of this epoch on disk, as far as is known, or being written? */
 bool states_has(const struct saved *saved, uint64_t epoch);

@@ -210,6 +210,51 @@ def test_a_closed_stream_that_is_opened_again_whose_mark_cannot_be_removed(daemo
     assert Peer(daemon).open(b"again").next == 45
 
 
+def test_a_mark_that_failed_is_not_of_the_next_life(daemon, faults, rows, want):
+    """The stream begins anew before the mark of its end is tried again: that comes too late to be true."""
+    daemon.start()
+    producer = Producer(daemon, b"again", rows, want)
+    producer.encode(20)
+    assert producer.save()["ok"]
+    faults.arm("o", 0, FOR_GOOD)
+    producer.peer.header(b"again", type="close")
+    wait_for_error(daemon)
+    faults.heal()
+    anew = Peer(daemon)
+    assert anew.open(b"again", reply=False).next == 0
+    anew.data(b"again", rows[:45], flush=True)
+    anew.ack(b"again", done=45)
+    assert daemon.ask("snapshot", stream=b"again")["ok"]
+    wait_until(lambda: states(daemon)["error"] == "")
+    anew.ack(b"again", durable=45)
+    daemon.kill()
+    daemon.start()
+    assert Peer(daemon).open(b"again", reply=False).next == 45
+
+
+def test_a_removal_that_failed_comes_before_the_next_life(daemon, faults, rows, want):
+    """Or else what is left of the life before, in the same epoch, would be taken for the next one's states."""
+    daemon.start()
+    peer = Peer(daemon)
+    peer.open(b"again", reply=False)
+    peer.data(b"again", rows[:20][::-1])
+    peer.ack(b"again", done=16)
+    assert daemon.ask("snapshot", stream=b"again")["ok"]
+    faults.arm("u", 0, 1)
+    peer.header(b"again", type="close")
+    wait_for_error(daemon)
+    producer = Producer(daemon, b"again", rows, want)
+    producer.encode(45)
+    producer.save()
+    daemon.kill()
+    faults.heal()
+    daemon.start()
+    peer = Peer(daemon)
+    assert peer.open(b"again", **{"from": 40}).next == 0
+    peer.data(b"again", rows[:45], flush=True)
+    assert same_bytes(peer.hidden(b"again", 0, 45), want[:45])
+
+
 def test_the_end_while_states_cannot_be_removed(daemon, faults, rows):
     """The daemon tries as long as it may take; then it says what is left, and ends."""
     daemon.settings["shutdown_timeout"] = 0.5
