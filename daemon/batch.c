@@ -274,17 +274,26 @@ static int finish_batch(struct server *server, struct server_job *job, struct er
 	return rc;
 }
 
+/* A copy failed for its stream alone, unless the device is lost. */
+static int finish_copy(struct server *server, struct job *job, struct error *err)
+{
+	const bool lost = job->error.code == ERR_DEVICE_LOST;
+
+	if (lost)
+		*err = job->error;
+	states_copied(server, job);
+	return lost ? ERR_DEVICE_LOST : 0;
+}
+
 int batch_finish(struct server *server, struct error *err)
 {
 	struct job *done;
 	int rc = 0;
 
 	for (size_t i = 0; i < server->n_lanes; i++)
-		while (!rc && (done = worker_collect(server->lanes[i].worker))) {
-			if (done->kind == JOB_BATCH)
-				rc = finish_batch(server, list_entry(done, struct server_job, job), err);
-			else
-				states_copied(server, done);
-		}
+		while (!rc && (done = worker_collect(server->lanes[i].worker)))
+			rc = done->kind == JOB_BATCH ?
+				     finish_batch(server, list_entry(done, struct server_job, job), err) :
+				     finish_copy(server, done, err);
 	return rc;
 }

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@
 #include "daemon/runtime.h"
 
 #define IO_THREADS 2
+#define STORE_END_MS 100 /* for a store that has nothing to do, to end */
 #define CONTROL_BYTES ((size_t)1 << 20)
 #define PUBLISH_HIGH_WATER 4096
 #define INGEST_HIGH_WATER 4096
@@ -190,11 +192,19 @@ static void free_streams(struct server *server)
 	}
 }
 
+/* Milliseconds that are left to stop: all of shutdown_timeout, if a failure ends the daemon. */
+static int time_left(const struct server *server)
+{
+	int64_t left = server->phase == SERVER_STOPPING ? server->deadline_ms - (int64_t)(clock_ns() / 1000000) :
+							  (int64_t)(server->config->shutdown_timeout * 1000);
+
+	return left < 0 ? 0 : left > INT_MAX / 2 ? INT_MAX / 2 : (int)left;
+}
+
 void server_free(struct server *server)
 {
-	int64_t left = server->deadline_ms - (int64_t)(clock_ns() / 1000000);
+	const int linger = server->phase == SERVER_STOPPING ? time_left(server) : 0;
 	struct held *held;
-	int linger = left > 0 && server->phase == SERVER_STOPPING ? (int)left : 0;
 
 	http_free(server->http);
 	service_free(&server->service);
@@ -208,7 +218,7 @@ void server_free(struct server *server)
 	endpoint_context_free(server->context); /* hidden states on loan are back now */
 	free_streams(server);
 	requests_free(server);
-	states_close(server);
+	states_close(server, time_left(server) + STORE_END_MS);
 	publish_free(server);
 	while (server->waiters.n) {
 		struct held_list list = waiting_pop(server);
@@ -219,7 +229,8 @@ void server_free(struct server *server)
 	pool_free(server->blocks);
 	pool_free(server->hiddens);
 	lanes_free(server);
-	model_free(server->model);
+	if (!server->store)
+		model_free(server->model);
 	free(server->scratch);
 	table_free(&server->streams);
 	table_free(&server->peers);
@@ -359,6 +370,16 @@ static int turn(struct server *server, int64_t due, struct error *err)
 	return rc;
 }
 
+/* The time to stop is over. */
+static int give_up(struct server *server, struct error *err)
+{
+	const struct state_stats *stats = &server->state_stats;
+
+	saving_give_up(server);
+	return error_set(err, ERR_SYSTEM, "not all that was accepted could be published and saved within %g s%s%s",
+			 server->config->shutdown_timeout, stats->failing ? ": " : "", stats->failing ? stats->why : "");
+}
+
 int server_run(struct server *server, struct error *err)
 {
 	int rc = 0;
@@ -375,10 +396,7 @@ int server_run(struct server *server, struct error *err)
 		if (server->phase == SERVER_STOPPING && all_done(server))
 			return 0;
 		if (server->phase == SERVER_STOPPING && server->now_ms >= server->deadline_ms)
-			return error_set(err, ERR_SYSTEM,
-					 "not all that was accepted could be published and saved within %g s%s%s",
-					 server->config->shutdown_timeout, server->state_stats.failing ? ": " : "",
-					 server->state_stats.failing ? server->state_stats.why : "");
+			return give_up(server, err);
 		due = save_due < due ? save_due : due;
 		due = service_due < due ? service_due : due;
 		due = pages_due < due ? pages_due : due;

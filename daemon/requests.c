@@ -13,13 +13,14 @@
 #include "daemon/server.h"
 
 #define HEAD_BYTES 512 /* of an answer, beside a state's bytes */
+#define REQUESTS_MAX 256 /* that wait */
 
 enum request_kind { REQUEST_SNAPSHOT, REQUEST_EXPORT, REQUEST_FORK, REQUEST_IMPORT };
 
 struct request {
 	struct request *next;
 	enum request_kind kind;
-	struct held *frames;   /* whom to answer */
+	struct held_list frames; /* one message: whom to answer; it counts among what is held until then */
 	size_t id_size, to_size;
 	unsigned char id[MESSAGE_STREAM_MAX]; /* SNAPSHOT: id_size 0: all streams */
 	unsigned char to[MESSAGE_STREAM_MAX]; /* FORK, IMPORT: the stream that is made */
@@ -38,7 +39,8 @@ static void remove_request(struct server *server, struct request *request)
 	while (*at != request)
 		at = &(*at)->next;
 	*at = request->next;
-	free(request->frames);
+	server->n_requests--;
+	free(held_pop(server, &request->frames));
 	free(request);
 }
 
@@ -49,7 +51,7 @@ static void answer(struct server *server, struct request *request, const void *b
 	enum endpoint_sent sent;
 	struct error error;
 
-	held_message(request->frames, &message);
+	held_message(request->frames.first, &message);
 	if (control_answer(server->control, &message, bytes, size, &sent, &error)) {
 		log_error("%s", error.text);
 		server->failed = true;
@@ -301,7 +303,7 @@ static void go_on_in(struct server *server, struct request *request)
 	slot = states_slot(server);
 	if (!slot)
 		return;
-	held_message(request->frames, &message);
+	held_message(request->frames.first, &message);
 	frame = control_request_frame(&message);
 	if (control_read(message.frame[frame].data, message.frame[frame].size, &control, &error) ||
 	    control_get_bytes(&control, "state", &bytes, &size, &error) ||
@@ -386,15 +388,16 @@ void requests_free(struct server *server)
 static int begin(struct server *server, enum request_kind kind, const struct stream_id *stream,
 		 const struct stream_id *to, struct error *err)
 {
-	struct held_list list = { NULL, NULL };
-	struct request *request = calloc(1, sizeof *request);
+	struct held_list frames = { NULL, NULL };
+	struct request *request = server->n_requests < REQUESTS_MAX ? calloc(1, sizeof *request) : NULL;
 
-	if (!request || !held_add(server, &list, &server->message, true)) {
+	if (!request || !held_add(server, &frames, &server->message, true)) {
 		free(request);
-		return error_set(err, REFUSED_INTERNAL, "too much memory is taken by what waits: ask again");
+		return error_set(err, REFUSED_NO_CREDIT,
+				 "too many requests wait, or take too much memory: ask again a little later");
 	}
 	*request = (struct request){
-		.next = server->requests, .kind = kind, .frames = held_pop(server, &list),
+		.next = server->requests, .kind = kind, .frames = frames,
 		.id_size = stream->size, .to_size = to->size, .since_ms = server->now_ms,
 		.errors = server->state_stats.errors, .tasks_begun = server->tasks_begun
 	};
@@ -403,6 +406,7 @@ static int begin(struct server *server, enum request_kind kind, const struct str
 	if (to->size)
 		memcpy(request->to, to->bytes, to->size);
 	server->requests = request;
+	server->n_requests++;
 	return REQUEST_WAITS;
 }
 

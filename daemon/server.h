@@ -121,6 +121,7 @@ struct server {
 	struct list waiting;  /* streams for which there is no room yet, first come first served */
 	size_t held_bytes;
 	struct request *requests; /* that wait: daemon/requests.h */
+	size_t n_requests;
 	int64_t save_all_ms;   /* what had changed by then is saved without waiting for the interval */
 	struct store_job *failed_tasks, **last_failed_task; /* to be tried again, in this order */
 	size_t tasks;          /* without a slot: handed to the store, or failed */

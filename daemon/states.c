@@ -60,17 +60,21 @@ static void free_saved(struct server *server, struct saved *saved)
 	free(saved);
 }
 
-void states_close(struct server *server)
+void states_close(struct server *server, int timeout_ms)
 {
 	struct table_entry *entry;
 	struct store_job *job;
+	struct error error;
 
-	store_close(server->store);
+	if (store_close(server->store, timeout_ms, &error))
+		log_error("state: %s: %s; what it was given last is not saved", server->config->state.dir, error.text);
+	else
+		server->store = NULL;
 	while ((job = server->failed_tasks)) {
 		server->failed_tasks = job->next;
 		free(job);
 	}
-	for (size_t i = 0; i < STATE_SLOTS; i++)
+	for (size_t i = 0; i < STATE_SLOTS && !server->store; i++)
 		state_free(server->slots[i].state);
 	while (server->saved.slot && (entry = table_next(&server->saved, NULL)))
 		free_saved(server, list_entry(entry, struct saved, entry));

@@ -94,7 +94,9 @@ struct state_stats {
 
 /* Open state.dir, if one is configured; learn what is in it.  Errors name the folder. */
 int states_open(struct server *server, struct error *err);
-void states_close(struct server *server);
+
+/* Let the store finish; after timeout_ms server->store is still there, and at work with the slots' states and the model. */
+void states_close(struct server *server, int timeout_ms);
 
 /* What is remembered of a stream id with this key; NULL if nothing, or if states are not kept. */
 struct saved *states_find(struct server *server, const char key[HASH_TEXT]);
@@ -158,6 +160,9 @@ bool saving_evict(struct server *server, struct stream *stream);
 
 /* When the daemon stops: is everything saved that can be? */
 bool saving_finished(struct server *server);
+
+/* It stops before they are: name the streams, and from where their rows have to come again. */
+void saving_give_up(struct server *server);
 
 enum room { ROOM_YES, ROOM_SOON, ROOM_NONE };
 

@@ -37,7 +37,7 @@ struct store {
 	pthread_cond_t changed;
 	struct store_job *handed, **last_handed, *done, **last_done;
 	struct stray *strays; /* the thread's own */
-	bool stop;
+	bool stop, stopped;
 };
 
 void store_key(const void *id, size_t size, char ret_key[HASH_TEXT])
@@ -256,6 +256,8 @@ static void *store_run(void *arg)
 		while (write(store->fd, &one, sizeof one) < 0 && errno == EINTR)
 			;
 	}
+	store->stopped = true;
+	pthread_cond_signal(&store->changed);
 	pthread_mutex_unlock(&store->lock);
 	return NULL;
 }
@@ -401,6 +403,17 @@ static void free_store(struct store *store)
 	free(store);
 }
 
+/* A condition whose waits end by the clock that nobody sets. */
+static void init_condition(pthread_cond_t *condition)
+{
+	pthread_condattr_t attributes;
+
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(condition, &attributes);
+	pthread_condattr_destroy(&attributes);
+}
+
 int store_open(const char *folder, const struct model *model, size_t window, store_found *found, void *arg,
 	       struct store **ret_store, struct error *err)
 {
@@ -413,7 +426,7 @@ int store_open(const char *folder, const struct model *model, size_t window, sto
 		return error_memory(err, "store");
 	*store = (struct store){ .model = model, .window = window, .folder = -1, .fd = -1 };
 	pthread_mutex_init(&store->lock, NULL);
-	pthread_cond_init(&store->changed, NULL);
+	init_condition(&store->changed);
 	store->last_handed = &store->handed;
 	store->last_done = &store->done;
 	if ((rc = open_folder(store, folder, err)) || (rc = list_folder(store->folder, &files, &n, err)) ||
@@ -435,14 +448,30 @@ fail:
 	return rc;
 }
 
-void store_close(struct store *store)
+/* Let the thread end.  false: it has not by then. */
+static bool stop_thread(struct store *store, uint64_t until_ns)
 {
-	if (!store)
-		return;
+	const struct timespec until = {
+		.tv_sec = (time_t)(until_ns / 1000000000u), .tv_nsec = (long)(until_ns % 1000000000u)
+	};
+	bool stopped;
+
 	pthread_mutex_lock(&store->lock);
 	store->stop = true;
 	pthread_cond_signal(&store->changed);
+	while (!store->stopped && pthread_cond_timedwait(&store->changed, &store->lock, &until) != ETIMEDOUT)
+		;
+	stopped = store->stopped;
 	pthread_mutex_unlock(&store->lock);
+	return stopped;
+}
+
+int store_close(struct store *store, int timeout_ms, struct error *err)
+{
+	if (!store)
+		return 0;
+	if (!stop_thread(store, now_ns() + (uint64_t)timeout_ms * 1000000u))
+		return error_set(err, ERR_SYSTEM, "the disk does not answer");
 	pthread_join(store->thread, NULL);
 	for (struct store_job *job = store->done, *next; job; job = next) {
 		next = job->next;
@@ -450,6 +479,7 @@ void store_close(struct store *store)
 			free(job);
 	}
 	free_store(store);
+	return 0;
 }
 
 void store_submit(struct store *store, struct store_job *job)

@@ -54,7 +54,13 @@ typedef int store_found(void *arg, const char *key, const struct generations *ge
  */
 int store_open(const char *folder, const struct model *model, size_t window, store_found *found, void *arg,
 	       struct store **ret_store, struct error *err);
-void store_close(struct store *store); /* finishes what was handed over, frees jobs without owner; NULL is fine */
+
+/*
+ * Finish what was handed over, free the store, and jobs without an owner; NULL is fine.  ERR_SYSTEM: it was not finished
+ * within timeout_ms, as when the disk hangs.  Then the thread goes on with its jobs for as long as the process lives:
+ * nothing of theirs, nor the model, may be freed.
+ */
+int store_close(struct store *store, int timeout_ms, struct error *err);
 
 /* The key of a stream id. */
 void store_key(const void *id, size_t size, char ret_key[HASH_TEXT]);

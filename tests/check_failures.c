@@ -37,6 +37,7 @@ static struct { char stream; struct message message; } seen[MOST_SEEN];
 static size_t n_seen;
 static unsigned char answer[1 << 16]; /* to the last control request */
 static size_t answer_size;
+static unsigned n_answers;
 
 /* --- the daemon --- */
 
@@ -64,6 +65,7 @@ static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_fr
 		must(frames[1].size <= sizeof answer);
 		memcpy(answer, frames[1].data, frames[1].size);
 		answer_size = frames[1].size;
+		n_answers++;
 	}
 	if (kind != ENDPOINT_INGEST)
 		return ENDPOINT_SENT;
@@ -112,7 +114,7 @@ static void start(bool states, const char *const *settings)
 	fake_broken = 0;
 	ended = false;
 	deaf = 0;
-	n_seen = answer_size = 0;
+	n_seen = answer_size = n_answers = 0;
 	fake_folder_make();
 	sem_init(&go, 0, 0);
 	sem_init(&paused, 0, 0);
@@ -349,6 +351,17 @@ START_TEST(a_state_that_cannot_be_copied_out_is_refused)
 }
 END_TEST
 
+START_TEST(a_device_that_is_lost_while_it_copies_ends_the_daemon)
+{
+	start(false, SETTINGS("window=4"));
+	feed('a');
+	fake_broken = ERR_DEVICE_LOST;
+	ask("export", "a", NULL);
+	ck_assert_int_eq(end(), ERR_DEVICE_LOST);
+	answered("internal");
+}
+END_TEST
+
 START_TEST(a_state_that_cannot_be_copied_in_makes_no_stream)
 {
 	struct control exported;
@@ -538,6 +551,31 @@ START_TEST(what_waits_for_room_is_bounded)
 }
 END_TEST
 
+/* What bounds the requests that wait: their memory, or their number. */
+START_TEST(requests_that_wait_are_bounded)
+{
+	const unsigned n = 400;
+
+	start(true, SETTINGS("state.interval=1000", _i ? "limits.message_bytes=67108864" : "limits.message_bytes=4096"));
+	feed('a');
+	fake_stuck = true;
+	for (unsigned i = 0; i < n; i++)
+		ask(i % 2 ? "snapshot" : "export", "a", NULL);
+	UNTIL(n_answers + server.n_requests == n);
+	answered("no_credit");
+	ck_assert_uint_gt(server.n_requests, 10);
+	ck_assert_uint_le(server.n_requests, 256);
+	ck_assert_uint_gt(server.held_bytes, 0);
+	ck_assert_uint_le(server.held_bytes, 4 * server.config->limits.message_bytes);
+	fake_stuck = false;
+	UNTIL(n_answers == n);
+	ck_assert_uint_eq(server.held_bytes, 0);
+	ask("export", "a", NULL);
+	answered(NULL);
+	stop();
+}
+END_TEST
+
 /* --- sockets --- */
 
 START_TEST(hidden_states_wait_behind_a_refusal)
@@ -579,6 +617,7 @@ int main(void)
 	tcase_add_test(cases, a_device_stuck_for_a_minute_is_no_sign_of_health);
 	tcase_add_test(cases, caches_are_counted_where_they_are);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_out_is_refused);
+	tcase_add_test(cases, a_device_that_is_lost_while_it_copies_ends_the_daemon);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_makes_no_stream);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_replaces_nothing);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_is_saved_later);
@@ -588,6 +627,7 @@ int main(void)
 	tcase_add_test(cases, rows_wait_for_memory_for_their_hidden_states);
 	tcase_add_test(cases, a_stream_without_memory_to_come_back_is_refused);
 	tcase_add_test(cases, what_waits_for_room_is_bounded);
+	tcase_add_loop_test(cases, requests_that_wait_are_bounded, 0, 2);
 	tcase_add_test(cases, hidden_states_wait_behind_a_refusal);
 	tcase_add_loop_test(cases, a_socket_that_fails_ends_the_daemon, 0, 2);
 	suite_add_tcase(suite, cases);

@@ -45,7 +45,9 @@ static void open_store(void)
 
 static void close_store(void)
 {
-	store_close(store);
+	struct error err;
+
+	ck_assert_int_eq(store_close(store, 60000, &err), 0);
 	store = NULL;
 }
 
@@ -407,7 +409,7 @@ START_TEST(folders_that_cannot_be_used)
 	ck_assert_int_eq(store_open(file, model, WINDOW, note_found, NULL, &other, &err), ERR_SYSTEM);
 	snprintf(file, sizeof file, "%s/new", folder);
 	ck_assert_int_eq(store_open(file, model, WINDOW, note_found, NULL, &other, &err), 0);
-	store_close(other);
+	ck_assert_int_eq(store_close(other, 60000, &err), 0);
 	ck_assert_int_eq(rmdir(file), 0);
 }
 END_TEST

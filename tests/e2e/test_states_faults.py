@@ -271,6 +271,29 @@ def test_the_end_while_states_cannot_be_removed(daemon, faults, rows):
     assert "could be published and saved within" in daemon.log() and os.strerror(errno.EIO) in daemon.log()
 
 
+def test_the_end_while_the_disk_hangs(daemon, faults, rows):
+    """The daemon waits as long as it may take, says what is not saved, and ends; what was durable is there."""
+    daemon.settings["shutdown_timeout"] = 0.5
+    daemon.start()
+    peer = Peer(daemon)
+    for name in (b"saved", b"unsaved"):
+        peer.data(name, rows[:20], flush=True)
+        peer.ack(name, done=20)
+    assert daemon.ask("snapshot")["ok"]
+    peer.data(b"unsaved", rows[20:45])
+    peer.ack(b"unsaved", done=40)
+    faults.arm("d", 0, FOR_GOOD, -1)
+    daemon.terminate()
+    assert daemon.wait() == 1
+    errors = "\n".join(errors_logged(daemon))
+    assert "could be published and saved within 0.5 s" in errors and "the disk does not answer" in errors
+    assert "stream unsaved is not saved: rows from 20 on" in errors and "stream saved" not in errors
+    faults.heal()
+    daemon.start()
+    peer = Peer(daemon)
+    assert [peer.open(name, reply=False).next for name in (b"saved", b"unsaved")] == [20, 20]
+
+
 def test_calls_that_a_signal_interrupts(daemon, faults, rows, want):
     """They are made again."""
     daemon.start()
