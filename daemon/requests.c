@@ -24,8 +24,8 @@ struct request {
 	size_t id_size, to_size;
 	unsigned char id[MESSAGE_STREAM_MAX]; /* SNAPSHOT: id_size 0: all streams */
 	unsigned char to[MESSAGE_STREAM_MAX]; /* FORK, IMPORT: the stream that is made */
+	char key[HASH_TEXT];   /* of id */
 	int64_t since_ms;      /* SNAPSHOT: what had changed by then is to be saved */
-	uint64_t errors;       /* SNAPSHOT: of saving, until then */
 	uint64_t tasks_begun;  /* SNAPSHOT: until then */
 	bool slotted;          /* a slot is at work for it */
 };
@@ -333,7 +333,7 @@ static bool snapshot_done(struct server *server, const struct request *request)
 		stream = stream_find(server, request->id, request->id_size);
 		return !stream || (!stream->slot && (!stream->changed || stream->unsaved_ms > request->since_ms));
 	}
-	if (server->tasks_begun - server->tasks < request->tasks_begun)
+	if (server->failed_tasks || server->tasks_begun - server->tasks < request->tasks_begun)
 		return false; /* marks and removals of streams that were closed */
 	for (size_t i = 0; i < STATE_SLOTS; i++)
 		if (server->slots[i].use == SLOT_SAVING && server->slots[i].since_ms <= request->since_ms)
@@ -346,13 +346,32 @@ static bool snapshot_done(struct server *server, const struct request *request)
 
 static void go_on_snapshot(struct server *server, struct request *request)
 {
-	struct error error;
+	struct stream *stream = stream_find(server, request->id, request->id_size);
 
-	if (server->state_stats.errors > request->errors) {
-		error_set(&error, REFUSED_INTERNAL, "%s", server->state_stats.why);
-		refuse(server, request, &error);
-	} else if (snapshot_done(server, request)) {
+	if (snapshot_done(server, request))
 		succeed(server, request, NULL);
+	else if (stream && !stream->slot)
+		saving_hurry(server, stream);
+}
+
+/* Does the request wait for what this task was to do with the states of this stream? */
+static bool needs(const struct request *request, enum store_task task, const char *key)
+{
+	return request->kind == REQUEST_SNAPSHOT && task != STORE_READ &&
+	       (!request->id_size || !strcmp(request->key, key));
+}
+
+void requests_failed(struct server *server, enum store_task task, const char key[HASH_TEXT], const struct error *error)
+{
+	struct request *next;
+	struct error refused;
+
+	for (struct request *request = server->requests; request; request = next) {
+		next = request->next;
+		if (!needs(request, task, key))
+			continue;
+		error_set(&refused, REFUSED_INTERNAL, "%s", error->text);
+		refuse(server, request, &refused);
 	}
 }
 
@@ -389,6 +408,7 @@ static int begin(struct server *server, enum request_kind kind, const struct str
 		 const struct stream_id *to, struct error *err)
 {
 	struct held_list frames = { NULL, NULL };
+	struct stream *life = stream_find(server, stream->bytes, stream->size);
 	struct request *request = server->n_requests < REQUESTS_MAX ? calloc(1, sizeof *request) : NULL;
 
 	if (!request || !held_add(server, &frames, &server->message, true)) {
@@ -399,14 +419,18 @@ static int begin(struct server *server, enum request_kind kind, const struct str
 	*request = (struct request){
 		.next = server->requests, .kind = kind, .frames = frames,
 		.id_size = stream->size, .to_size = to->size, .since_ms = server->now_ms,
-		.errors = server->state_stats.errors, .tasks_begun = server->tasks_begun
+		.tasks_begun = server->tasks_begun
 	};
-	if (stream->size)
+	if (stream->size) {
 		memcpy(request->id, stream->bytes, stream->size);
+		store_key(stream->bytes, stream->size, request->key);
+	}
 	if (to->size)
 		memcpy(request->to, to->bytes, to->size);
 	server->requests = request;
 	server->n_requests++;
+	if (life)
+		saving_cut(server, life);
 	return REQUEST_WAITS;
 }
 
@@ -414,17 +438,23 @@ int requests_snapshot(struct server *server, const struct asked *asked, struct c
 		      struct error *err)
 {
 	struct stream *stream = stream_find(server, asked->stream.bytes, asked->stream.size);
+	struct link *link;
 
 	(void)answer;
 	if (!server->store)
 		return error_set(err, REFUSED_INTERNAL, "states are not kept: state.dir is not set");
 	if (asked->stream.size && !stream)
 		return error_set(err, REFUSED_CLOSED, "no such stream is in memory");
-	if (stream)
+	if (begin(server, REQUEST_SNAPSHOT, &asked->stream, &asked->to, err) < 0)
+		return err->code;
+	if (stream) {
 		saving_hurry(server, stream);
-	else
+	} else {
 		server->save_all_ms = server->now_ms;
-	return begin(server, REQUEST_SNAPSHOT, &asked->stream, &asked->to, err);
+		for (link = list_first(&server->unsaved); link; link = list_next(&server->unsaved, link))
+			saving_cut(server, list_entry(link, struct stream, unsaved));
+	}
+	return REQUEST_WAITS;
 }
 
 int requests_export(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err)

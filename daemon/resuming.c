@@ -99,7 +99,7 @@ static void try_later(struct server *server, struct slot *slot, const struct err
 {
 	struct stream *stream = slot->stream;
 
-	stream->retry_ms = states_failed(server, STORE_READ, error);
+	stream->retry_ms = states_failed(server, STORE_READ, stream->key, error);
 	states_free_slot(server, slot);
 	list_append(&server->loading, &stream->unsaved);
 }

@@ -33,12 +33,20 @@ void saving_note(struct server *server, struct stream *stream)
 bool saving_quiet(const struct stream *stream)
 {
 	return stream->phase == STREAM_LIVE && !stream->before && !stream->in_flight && !stream->outbox &&
-	       !stream->slot;
+	       !stream->slot && stream->computed >= stream->cut;
 }
 
 void saving_hold(struct stream *stream)
 {
-	stream->hold = !stream->outbox && !stream->slot; /* a full peer may stay so: the stream's turn comes later */
+	/* a full peer may stay so: the stream's turn comes later */
+	stream->hold = !stream->outbox && !stream->slot && stream->computed >= stream->cut;
+}
+
+void saving_cut(struct server *server, struct stream *stream)
+{
+	stream->cut = stream->accepted / server->config->window * server->config->window;
+	stream->hold = false;
+	stream_wake(server, stream);
 }
 
 void saving_hurry(struct server *server, struct stream *stream)
@@ -111,10 +119,13 @@ static bool save(struct server *server, struct stream *stream, struct slot *slot
 		.number = ++server->last_number, .epoch = stream->epoch, .emitted = stream->emitted, .known = true,
 		.reach = state_next(slot->state),
 	};
+	memcpy(slot->task.key, saved->key, sizeof slot->task.key);
 	saved->slot = slot;
 	saved->closed = false;
 	stream->changed = false;
 	list_remove(&stream->unsaved);
+	if (stream->accepted - stream->computed > slot->state->pending_rows) /* windows that wait for the device */
+		saving_note(server, stream);
 	return true;
 }
 
@@ -126,7 +137,7 @@ static void save_failed(struct server *server, struct slot *slot, const struct e
 
 	if (slot->saved)
 		generations_spare(&slot->saved->generations);
-	server->retry_disk_ms = states_failed(server, STORE_WRITE, error);
+	server->retry_disk_ms = states_failed(server, STORE_WRITE, slot->task.key, error);
 	for (link = list_first(&server->unsaved); link; link = list_next(&server->unsaved, link)) {
 		struct stream *waiting = list_entry(link, struct stream, unsaved);
 

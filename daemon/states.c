@@ -131,7 +131,8 @@ static bool submit_task(struct server *server, enum store_task kind, const struc
 	return true;
 }
 
-int64_t states_failed(struct server *server, enum store_task task, const struct error *error)
+int64_t states_failed(struct server *server, enum store_task task, const char key[HASH_TEXT],
+		      const struct error *error)
 {
 	struct state_stats *stats = &server->state_stats;
 
@@ -141,6 +142,7 @@ int64_t states_failed(struct server *server, enum store_task task, const struct 
 	stats->failing = true;
 	stats->task = task;
 	snprintf(stats->why, sizeof stats->why, "%.255s", error->text);
+	requests_failed(server, task, key, error);
 	return server->now_ms + RETRY_MS;
 }
 
@@ -179,7 +181,7 @@ static void task_done(struct server *server, struct store_job *task)
 		end_task(server, task);
 		return;
 	}
-	server->retry_tasks_ms = states_failed(server, task->task, &task->error);
+	server->retry_tasks_ms = states_failed(server, task->task, task->key, &task->error);
 	task->next = NULL;
 	*server->last_failed_task = task;
 	server->last_failed_task = &task->next;

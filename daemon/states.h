@@ -119,8 +119,9 @@ void states_closed(struct server *server, struct stream *stream);
 /* The position before which rows of the stream never have to be sent again. */
 uint64_t states_durable(struct server *server, struct stream *stream);
 
-/* A task could not be done; returns when to try it again.  One of its kind could be done. */
-int64_t states_failed(struct server *server, enum store_task task, const struct error *error);
+/* A task could not be done for the stream with this key; returns when to try it again.  One of its kind could be done. */
+int64_t states_failed(struct server *server, enum store_task task, const char key[HASH_TEXT],
+		      const struct error *error);
 void states_well(struct server *server, enum store_task task);
 
 /* Hand what failed to the store again, of what needs no slot.  Returns when it should be called again. */
@@ -139,6 +140,9 @@ void states_copied(struct server *server, struct job *job);
 /* Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can. */
 bool saving_quiet(const struct stream *stream);
 void saving_hold(struct stream *stream);
+
+/* The next state that is taken is to have all rows accepted so far: whole windows are computed first. */
+void saving_cut(struct server *server, struct stream *stream);
 
 /* Start the copy of a quiet stream's cache and pending rows into a free slot's state. */
 void saving_take(struct server *server, struct stream *stream, struct slot *slot);

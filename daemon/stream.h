@@ -115,6 +115,7 @@ struct stream {
 	bool changed;          /* since it was last saved, */
 	int64_t unsaved_ms;    /* since then */
 	bool hold;             /* kept out of batches until it is saved */
+	uint64_t cut;          /* not before so many rows are computed */
 	bool rewinding;        /* STREAM_LOADING: to a state with emitted <= from */
 	uint64_t from;
 	int64_t retry_ms;      /* STREAM_LOADING: not read before: the last attempt failed */

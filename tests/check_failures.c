@@ -9,6 +9,7 @@
 #include <semaphore.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "protocol/control.h"
@@ -212,7 +213,8 @@ static void ask(const char *cmd, const char *stream, const struct control *with_
 	size_t size;
 
 	control_begin_request(&writer, request, sizeof request, cmd);
-	control_put_bin(&writer, "stream", stream, 1);
+	if (*stream)
+		control_put_bin(&writer, "stream", stream, 1);
 	if (with_state && !control_get_bytes(with_state, "state", &state, &size, &error))
 		control_put_bin(&writer, "state", state, size);
 	answer_size = 0;
@@ -427,6 +429,61 @@ START_TEST(a_state_that_cannot_be_copied_is_saved_later)
 }
 END_TEST
 
+/* Rows that were accepted and wait for the device, which rests after a failure. */
+START_TEST(a_state_that_is_asked_for_has_all_rows_accepted_before)
+{
+	const char *const commands[] = { "snapshot", "snapshot", "export" };
+	struct control control;
+	struct saved *saved;
+	char key[HASH_TEXT];
+	uint64_t position = 0;
+
+	start(true, SETTINGS("state.interval=1000"));
+	feed('a');
+	fake_failure = true;
+	say_rows('x', 'a', 9, 11);
+	UNTIL(server.stats.failed_batches);
+	ask(commands[_i], _i ? "a" : "", NULL);
+	control = answered(NULL);
+	store_key("a", 1, key);
+	saved = states_find(&server, key);
+	if (saved)
+		position = saved->generations.item[saved->generations.n - 1].reach;
+	else
+		ck_assert_int_eq(control_get_uint(&control, "position", &position, &error), 0);
+	ck_assert_uint_eq(position, 20);
+	stop();
+}
+END_TEST
+
+START_TEST(another_streams_failure_is_no_failure_of_a_snapshot)
+{
+	char key[HASH_TEXT], mark[256];
+
+	start(true, SETTINGS("state.interval=1000"));
+	feed('a');
+	feed('b');
+	say('x', 'b', &(struct message){ .type = MESSAGE_FLUSH });
+	hear_rows('b', 9);
+	ask("snapshot", "b", NULL);
+	answered(NULL);
+	store_key("b", 1, key);
+	snprintf(mark, sizeof mark, "%s/%s.closed", server.config->state.dir, key);
+	ck_assert_int_eq(mkdir(mark, 0700), 0);
+	fake_stuck = true;
+	ask("snapshot", "a", NULL);
+	UNTIL(server.slots[0].use == SLOT_SAVING);
+	say('x', 'b', &(struct message){ .type = MESSAGE_CLOSE });
+	UNTIL(server.state_stats.errors);
+	fake_stuck = false;
+	answered(NULL);
+	ask("snapshot", "", NULL); /* of all: the mark is among it */
+	answered("internal");
+	ck_assert_int_eq(rmdir(mark), 0);
+	stop();
+}
+END_TEST
+
 /* Begin a daemon with a stream that has left memory. */
 static void start_evicted(void)
 {
@@ -621,6 +678,8 @@ int main(void)
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_makes_no_stream);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_replaces_nothing);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_is_saved_later);
+	tcase_add_loop_test(cases, a_state_that_is_asked_for_has_all_rows_accepted_before, 0, 3);
+	tcase_add_test(cases, another_streams_failure_is_no_failure_of_a_snapshot);
 	tcase_add_test(cases, a_stream_comes_back_when_its_state_can_be_copied);
 	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_begins_anew);
 	tcase_add_test(cases, a_stream_that_is_closed_and_reset_while_it_is_saved_leaves_nothing);
