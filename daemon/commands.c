@@ -192,39 +192,6 @@ static int command_streams(struct server *server, const struct asked *asked, str
 	return 0;
 }
 
-/* Reset a stream that is not in memory: its states are removed, also where they are damaged. */
-static int reset_on_disk(struct server *server, const struct stream_id *id, struct control_writer *answer,
-			 struct error *err)
-{
-	struct saved *saved;
-	char key[HASH_TEXT];
-
-	store_key(id->bytes, id->size, key);
-	saved = states_find(server, key);
-	if (!saved)
-		return error_set(err, REFUSED_CLOSED, "no such stream is open");
-	states_forget(server, saved);
-	control_put_uint(answer, "epoch", 0);
-	return 0;
-}
-
-/* reset {stream}: a new epoch with a zero cache. */
-static int command_reset(struct server *server, const struct asked *asked, struct control_writer *answer,
-			 struct error *err)
-{
-	struct stream *stream = stream_find(server, asked->stream.bytes, asked->stream.size), *life;
-
-	if (!stream)
-		return reset_on_disk(server, &asked->stream, answer, err);
-	if (stream_reset(server, stream, "reset by request", &life, err))
-		return err->code;
-	life->source_epoch = life->epoch;
-	control_put_uint(answer, "epoch", life->epoch);
-	list_add(&server->dirty, &life->dirty);
-	stream_install(server, life);
-	return 0;
-}
-
 /* close {stream}: as if its producer had closed it. */
 static int command_close(struct server *server, const struct asked *asked, struct control_writer *answer,
 			 struct error *err)
@@ -296,7 +263,7 @@ static const struct {
 	{ "status", command_status, ANY, 0, 0 },
 	{ "streams", command_streams, ANY, 0, 0 }, /* lists those that the peer controls */
 	{ "metrics", command_metrics, ANY, 0, 0 },
-	{ "reset", command_reset, NAMED, 1, 1 },
+	{ "reset", requests_reset, NAMED, 1, 1 },
 	{ "close", command_close, NAMED, 1, 1 },
 	{ "drain", command_drain, ALL, 0, 0 },
 	{ "reload", command_reload, ALL, 0, 0 },

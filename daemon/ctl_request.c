@@ -37,7 +37,7 @@ static const struct {
 	{ "status", TIMEOUT_MS, { { NONE, NULL, false } } },
 	{ "streams", TIMEOUT_MS, { { STREAM, "prefix", false } } },
 	{ "metrics", TIMEOUT_MS, { { NONE, NULL, false } } },
-	{ "reset", TIMEOUT_MS, { { STREAM, "stream", true } } },
+	{ "reset", STATE_TIMEOUT_MS, { { STREAM, "stream", true } } },
 	{ "close", TIMEOUT_MS, { { STREAM, "stream", true } } },
 	{ "drain", TIMEOUT_MS, { { NONE, NULL, false } } },
 	{ "reload", TIMEOUT_MS, { { NONE, NULL, false } } },

@@ -2,10 +2,11 @@
  * Control requests that wait: for a copy by the worker, for the disk, for a slot.  The peer's frames are kept, and the
  * answer is sent when the work is done; meanwhile the loop goes on.
  *
- * An export is a state on its way out through a slot, an import one on its way in; a fork is both, through one slot.
+ * A reset is done at once, and answered when the new life, without a row yet, is on disk.  An export is a state on its way out through a slot, an import one on its way in; a fork is both, through one slot.
  */
 #include "daemon/requests.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +16,7 @@
 #define HEAD_BYTES 512 /* of an answer, beside a state's bytes */
 #define REQUESTS_MAX 256 /* that wait */
 
-enum request_kind { REQUEST_SNAPSHOT, REQUEST_EXPORT, REQUEST_FORK, REQUEST_IMPORT };
+enum request_kind { REQUEST_RESET, REQUEST_SNAPSHOT, REQUEST_EXPORT, REQUEST_FORK, REQUEST_IMPORT };
 
 struct request {
 	struct request *next;
@@ -27,6 +28,8 @@ struct request {
 	char key[HASH_TEXT];   /* of id */
 	int64_t since_ms;      /* SNAPSHOT: what had changed by then is to be saved */
 	uint64_t tasks_begun;  /* SNAPSHOT: until then */
+	enum { RESET_ASKED, RESET_BEGUN, RESET_REMOVING } stage; /* RESET: the stream is as it was, in `epoch`, forgotten */
+	uint64_t epoch;        /* RESET */
 	bool slotted;          /* a slot is at work for it */
 };
 
@@ -109,6 +112,15 @@ static void send_state(struct server *server, struct request *request, const str
 	}
 	free(bytes);
 	free(file);
+}
+
+/* Have the stream saved that the request names, if it names one, and that is not being done. */
+static void hurry(struct server *server, const struct request *request)
+{
+	struct stream *stream = stream_find(server, request->id, request->id_size);
+
+	if (stream && !stream->slot)
+		saving_hurry(server, stream);
 }
 
 /* --- a state goes in --- */
@@ -322,6 +334,90 @@ static void go_on_in(struct server *server, struct request *request)
 	give(server, request, slot);
 }
 
+/* --- resets --- */
+
+/* Begin the stream's next epoch. */
+static int reset(struct server *server, struct stream *stream, uint64_t *ret_epoch, struct error *err)
+{
+	struct stream *life;
+
+	if (stream_reset(server, stream, "reset by request", &life, err))
+		return err->code;
+	life->source_epoch = *ret_epoch = life->epoch;
+	list_add(&server->dirty, &life->dirty);
+	stream_install(server, life);
+	return 0;
+}
+
+/* Begin to bring a stream back from disk, as soon as there is room: it has to be known which epoch it is in. */
+static int bring_back(struct server *server, const struct request *request, struct saved *saved, struct error *err)
+{
+	struct stream *stream;
+
+	if (server->phase != SERVER_SERVING)
+		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon brings no stream back any more");
+	if (saving_make_room(server) == ROOM_SOON)
+		return 0;
+	if (stream_new(server, request->id, request->id_size, 0, NULL, &stream, err))
+		return err->code;
+	resuming_start(server, stream, saved, false, 0);
+	stream_install(server, stream);
+	return 0;
+}
+
+static int begin_reset(struct server *server, struct request *request, struct error *err)
+{
+	struct stream *stream = stream_find(server, request->id, request->id_size);
+	struct saved *saved = states_find(server, request->key);
+
+	if (!stream && table_find(&server->streams, request->id, request->id_size))
+		return 0; /* it comes back, or ends: what comes of it is reset */
+	if (!stream && (!saved || (!saved->generations.n && !saved->slot)))
+		return error_set(err, REFUSED_CLOSED, "no such stream is known");
+	if (!stream && !saved->damage)
+		return bring_back(server, request, saved, err);
+	if (stream && reset(server, stream, &request->epoch, err))
+		return err->code;
+	request->stage = stream ? RESET_BEGUN : RESET_REMOVING;
+	if (!stream)
+		states_forget(server, saved);
+	return 0;
+}
+
+/* Can no kill bring the epoch before back? */
+static bool reset_done(struct server *server, const struct request *request)
+{
+	struct stream *stream = stream_find(server, request->id, request->id_size);
+	const struct saved *saved = states_find(server, request->key);
+	const struct generations *on_disk;
+
+	if (states_going(server, request->key))
+		return false;
+	if (request->stage == RESET_REMOVING || (saved && saved->closed))
+		return true;
+	if (!saved) /* not written yet, or closed since */
+		return !stream || stream->epoch < request->epoch;
+	on_disk = &saved->generations;
+	return on_disk->n && on_disk->item[on_disk->n - 1].known && on_disk->item[on_disk->n - 1].epoch >= request->epoch;
+}
+
+static void go_on_reset(struct server *server, struct request *request)
+{
+	struct control_writer writer;
+	char bytes[HEAD_BYTES];
+	struct error error;
+
+	if (request->stage == RESET_ASKED && begin_reset(server, request, &error)) {
+		refuse(server, request, &error);
+	} else if (request->stage != RESET_ASKED && reset_done(server, request)) {
+		control_begin_answer(&writer, bytes, sizeof bytes);
+		control_put_uint(&writer, "epoch", request->epoch);
+		answer(server, request, bytes, control_finish(&writer));
+	} else if (request->stage == RESET_BEGUN) {
+		hurry(server, request);
+	}
+}
+
 /* --- snapshots --- */
 
 /* Is all saved that had changed when the request came? */
@@ -346,17 +442,17 @@ static bool snapshot_done(struct server *server, const struct request *request)
 
 static void go_on_snapshot(struct server *server, struct request *request)
 {
-	struct stream *stream = stream_find(server, request->id, request->id_size);
-
 	if (snapshot_done(server, request))
 		succeed(server, request, NULL);
-	else if (stream && !stream->slot)
-		saving_hurry(server, stream);
+	else
+		hurry(server, request);
 }
 
 /* Does the request wait for what this task was to do with the states of this stream? */
 static bool needs(const struct request *request, enum store_task task, const char *key)
 {
+	if (request->kind == REQUEST_RESET)
+		return !strcmp(request->key, key);
 	return request->kind == REQUEST_SNAPSHOT && task != STORE_READ &&
 	       (!request->id_size || !strcmp(request->key, key));
 }
@@ -370,7 +466,11 @@ void requests_failed(struct server *server, enum store_task task, const char key
 		next = request->next;
 		if (!needs(request, task, key))
 			continue;
-		error_set(&refused, REFUSED_INTERNAL, "%s", error->text);
+		if (request->stage == RESET_BEGUN)
+			error_set(&refused, REFUSED_INTERNAL, "epoch %" PRIu64 " has begun, but is not on disk yet: %s",
+				  request->epoch, error->text);
+		else
+			error_set(&refused, REFUSED_INTERNAL, "%s", error->text);
 		refuse(server, request, &refused);
 	}
 }
@@ -383,7 +483,9 @@ void requests_go_on(struct server *server)
 		next = request->next;
 		if (request->slotted)
 			continue;
-		if (request->kind == REQUEST_SNAPSHOT)
+		if (request->kind == REQUEST_RESET)
+			go_on_reset(server, request);
+		else if (request->kind == REQUEST_SNAPSHOT)
 			go_on_snapshot(server, request);
 		else if (request->kind == REQUEST_IMPORT)
 			go_on_in(server, request);
@@ -432,6 +534,21 @@ static int begin(struct server *server, enum request_kind kind, const struct str
 	if (life)
 		saving_cut(server, life);
 	return REQUEST_WAITS;
+}
+
+int requests_reset(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err)
+{
+	struct stream *stream = stream_find(server, asked->stream.bytes, asked->stream.size);
+	uint64_t epoch = 0;
+
+	if (server->store)
+		return begin(server, REQUEST_RESET, &asked->stream, &asked->to, err);
+	if (!stream)
+		return error_set(err, REFUSED_CLOSED, "no such stream is open");
+	if (reset(server, stream, &epoch, err))
+		return err->code;
+	control_put_uint(answer, "epoch", epoch);
+	return 0;
 }
 
 int requests_snapshot(struct server *server, const struct asked *asked, struct control_writer *answer,

@@ -1,5 +1,5 @@
 /*
- * Control requests that are answered later: snapshot, export, import, fork.
+ * Control requests that are answered later: reset, snapshot, export, import, fork.
  */
 #ifndef DAEMON_REQUESTS_H
 #define DAEMON_REQUESTS_H
@@ -24,6 +24,8 @@ struct asked {
 /*
  * Commands as in daemon/commands.c: they return REQUEST_WAITS, or a refusal.
  *
+ *	reset {stream}            begin a new epoch with a zero cache; answer {epoch} when that is on disk, if states are
+ *	                          kept.  A stream whose states are damaged is forgotten: its epochs begin at 0 again
  *	snapshot {stream?}        save what has changed, of one stream or all, and answer when it is on disk: all rows
  *	                          that were accepted before
  *	export {stream}           answer {epoch, position, pending, state}, state being the bytes of a state file
@@ -33,6 +35,7 @@ struct asked {
  *
  * A stream that exists already goes on from the state in its next epoch.
  */
+int requests_reset(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
 int requests_snapshot(struct server *server, const struct asked *asked, struct control_writer *answer,
 		      struct error *err);
 int requests_export(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);

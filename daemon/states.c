@@ -94,6 +94,13 @@ struct saved *states_find(struct server *server, const char key[HASH_TEXT])
 	return saved && !saved->gone ? saved : NULL;
 }
 
+bool states_going(struct server *server, const char key[HASH_TEXT])
+{
+	const struct saved *saved = find(server, key);
+
+	return saved && saved->gone;
+}
+
 struct saved *states_get(struct server *server, const char key[HASH_TEXT])
 {
 	struct saved *saved = find(server, key);

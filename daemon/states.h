@@ -101,7 +101,10 @@ void states_close(struct server *server, int timeout_ms);
 /* What is remembered of a stream id with this key; NULL if nothing, or if states are not kept. */
 struct saved *states_find(struct server *server, const char key[HASH_TEXT]);
 
-/* The same, made if need be.  NULL: no memory, or files of a life that was forgotten are not removed yet. */
+/* Was the stream forgotten, but its files are not removed yet? */
+bool states_going(struct server *server, const char key[HASH_TEXT]);
+
+/* The same as states_find, made if need be.  NULL: no memory, or the stream's files are going. */
 struct saved *states_get(struct server *server, const char key[HASH_TEXT]);
 
 /* Is a state of this epoch on disk, as far as is known, or being written? */

@@ -136,12 +136,36 @@ def test_an_epoch_that_the_daemon_begins(daemons, golden, tmp_path, how):
     assert daemon.ask("snapshot", stream=b"s")["ok"]
     if how == "gap":
         peer.data(b"s", rows[16:], pos=16)
+        while daemon.ask("status")["states"]["written"] < 2:
+            time.sleep(0.01)
     else:
-        assert daemon.ask("reset", stream=b"s")["ok"]
-    while daemon.ask("status")["states"]["written"] < 2:
-        time.sleep(0.01)
+        assert daemon.ask("reset", stream=b"s")["epoch"] == 1
     daemon.kill()
     daemon.start()
     peer = Peer(daemon)
     peer.header(b"s", type="open")
     assert peer.take(b"s", "ack", "error").epoch == 1
+
+
+def test_a_stream_on_disk_is_reset(daemons, golden, tmp_path):
+    """Without a message to it, and so that a kill right behind the answer changes nothing."""
+    rows = golden(CASE).rows[:24]
+    daemon = daemons(CASE, window=8, **{"state.dir": str(tmp_path), "state.interval": 1e6})
+    peer = Peer(daemon)
+    peer.open(b"s", reply=False, epoch=5)
+    peer.data(b"s", rows[:8], pos=0, epoch=5)
+    peer.ack(b"s", done=8)
+    assert daemon.ask("snapshot", stream=b"s")["ok"]
+    for epoch in (6, 7):
+        daemon.kill()
+        daemon.start()
+        consumer = Subscriber(daemon, b"s")
+        assert daemon.ask("reset", stream=b"s")["epoch"] == epoch
+        event = consumer.take(b"s", "event")
+        assert (event.event, event.epoch, event.pos) == ("reset", epoch, 0)
+    daemon.kill()
+    daemon.start()
+    peer = Peer(daemon)
+    peer.header(b"s", type="open", epoch=5)
+    assert peer.refusal(b"s", "stale_epoch").epoch == 7
+    assert peer.open(b"s", epoch=7).next == 0
