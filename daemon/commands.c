@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "daemon/clock.h"
+#include "daemon/durable.h"
 #include "daemon/reload.h"
 #include "daemon/requests.h"
 #include "protocol/control.h"
@@ -263,11 +264,11 @@ static const struct {
 	{ "status", command_status, ANY, 0, 0 },
 	{ "streams", command_streams, ANY, 0, 0 }, /* lists those that the peer controls */
 	{ "metrics", command_metrics, ANY, 0, 0 },
-	{ "reset", requests_reset, NAMED, 1, 1 },
+	{ "reset", durable_reset, NAMED, 1, 1 },
 	{ "close", command_close, NAMED, 1, 1 },
 	{ "drain", command_drain, ALL, 0, 0 },
 	{ "reload", command_reload, ALL, 0, 0 },
-	{ "snapshot", requests_snapshot, NAMED, 1, 0 },
+	{ "snapshot", durable_snapshot, NAMED, 1, 0 },
 	{ "export", requests_export, NAMED, 1, 1 },
 	{ "import", requests_import, NAMED, 1, 0 },
 	{ "fork", requests_fork, NAMED, 2, 2 },

@@ -1,5 +1,5 @@
 /*
- * Control requests that are answered later: reset, snapshot, export, import, fork.
+ * Control requests that are answered later: export, import, fork; and in durable.h reset and snapshot.
  */
 #ifndef DAEMON_REQUESTS_H
 #define DAEMON_REQUESTS_H
@@ -24,10 +24,6 @@ struct asked {
 /*
  * Commands as in daemon/commands.c: they return REQUEST_WAITS, or a refusal.
  *
- *	reset {stream}            begin a new epoch with a zero cache; answer {epoch} when that is on disk, if states are
- *	                          kept.  A stream whose states are damaged is forgotten: its epochs begin at 0 again
- *	snapshot {stream?}        save what has changed, of one stream or all, and answer when it is on disk: all rows
- *	                          that were accepted before
  *	export {stream}           answer {epoch, position, pending, state}, state being the bytes of a state file
  *	fork {stream, to}         make the stream `to` of a copy of `stream`; answer {epoch, next}
  *	import {stream?, state}   make a stream of the bytes of a state file, under another id if one is given;
@@ -35,9 +31,6 @@ struct asked {
  *
  * A stream that exists already goes on from the state in its next epoch.
  */
-int requests_reset(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
-int requests_snapshot(struct server *server, const struct asked *asked, struct control_writer *answer,
-		      struct error *err);
 int requests_export(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
 int requests_fork(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
 int requests_import(struct server *server, const struct asked *asked, struct control_writer *answer, struct error *err);
@@ -45,10 +38,6 @@ int requests_import(struct server *server, const struct asked *asked, struct con
 /* Go on with the requests that wait. */
 void requests_go_on(struct server *server);
 void requests_free(struct server *server);
-
-/* A task could not be done with the states of the stream with this key: requests that wait for that are refused. */
-void requests_failed(struct server *server, enum store_task task, const char key[HASH_TEXT],
-		     const struct error *error);
 
 /* A slot at work for a request: its copy out of a cache is over, its file is read, its copy into a cache is over. */
 void requests_copied(struct server *server, struct slot *slot);

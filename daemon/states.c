@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/requests.h"
+#include "daemon/durable.h"
 #include "daemon/server.h"
 
 #define RETRY_MS 1000 /* after a failure */
@@ -149,7 +149,7 @@ int64_t states_failed(struct server *server, enum store_task task, const char ke
 	stats->failing = true;
 	stats->task = task;
 	snprintf(stats->why, sizeof stats->why, "%.255s", error->text);
-	requests_failed(server, task, key, error);
+	durable_failed(server, task, key, error);
 	return server->now_ms + RETRY_MS;
 }
 
