@@ -702,6 +702,24 @@ START_TEST(a_socket_that_fails_ends_the_daemon)
 }
 END_TEST
 
+START_TEST(a_daemon_that_ends_while_a_state_is_copied_in_leaves_nothing_behind)
+{
+	struct control exported;
+
+	start(false, SETTINGS("window=4"));
+	feed('a');
+	ask("export", "a", NULL);
+	exported = answered(NULL);
+	fake_stuck = true;
+	ask("import", "b", &exported);
+	UNTIL(server.slots[0].use == SLOT_RESUMING && server.slots[0].stream->in_flight);
+	fake_world.broken = true;
+	ask("status", "a", NULL);
+	ck_assert_int_eq(end(), ERR_SYSTEM);
+	memset(server.slots, 0, sizeof server.slots); /* so that it shows if the stream is lost */
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("failures");
@@ -730,6 +748,7 @@ int main(void)
 	tcase_add_loop_test(cases, requests_that_wait_are_bounded, 0, 2);
 	tcase_add_test(cases, hidden_states_wait_behind_a_refusal);
 	tcase_add_loop_test(cases, a_socket_that_fails_ends_the_daemon, 0, 2);
+	tcase_add_test(cases, a_daemon_that_ends_while_a_state_is_copied_in_leaves_nothing_behind);
 	suite_add_tcase(suite, cases);
 	return suite_run(suite);
 }

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/fake_device.h"
 #include "tests/fake_endpoint.h"
 #include "tests/fuzz.h"
 
@@ -102,6 +103,7 @@ int fake_daemon_run(struct server *server, struct error *err)
 {
 	const int rc = server_run(server, err);
 
+	fake_stuck = false; /* a worker ends when it has done what it was at */
 	close_daemon(server);
 	return rc;
 }

@@ -98,6 +98,27 @@ def test_before_the_epoch_is_on_disk(daemons, golden, tmp_path):
     assert same_bytes(subscriber.hidden(b"s", 0, len(rows), epoch=1), want)
 
 
+def test_of_a_stream_that_waits_on_disk(daemons, golden, tmp_path):
+    """Rows come again from an older state than it left memory with, and subscribers, who had them, get none twice."""
+    rows = golden(CASE).rows[:64]
+    daemon = daemons(CASE, window=8, **{"state.dir": str(tmp_path), "state.interval": 1e6, "streams.max": 1})
+    want = Peer(daemon).encode(rows)
+    subscriber, peer, again = Subscriber(daemon, b"s"), Peer(daemon), Peer(daemon)
+    peer.open(b"s")
+    for start, stop in (0, 16), (16, 40):
+        peer.data(b"s", rows[start:stop])
+        peer.hidden(b"s", start, stop)
+        assert daemon.ask("snapshot")["ok"]
+    peer.open(b"another")
+    peer.header(b"another", type="close")
+
+    assert again.open(b"s", **{"from": 16}).next == 16
+    again.data(b"s", rows[16:], pos=16, end=True)
+    assert same_bytes(again.hidden(b"s", 16, len(rows)), want[16:])
+    assert same_bytes(subscriber.hidden(b"s", 0, len(rows)), want)
+    assert subscriber.take(b"s", "event").event == "evicted"
+
+
 @pytest.mark.parametrize("end", ["terminate", "kill"])
 def test_to_before_every_state_of_its_epoch(daemons, golden, tmp_path, end):
     """There are states of the epoch before, but what comes back afterwards is the epoch that was begun anew."""
