@@ -10,8 +10,8 @@ python="python3 python3-zmq python3-msgpack python3-numpy python3-matplotlib"
 for option in "$@"; do
 	case $option in
 	--example) packages="$packages $python" ;;
-	--tests) packages="$packages $python python3-pytest python3-yaml check valgrind clang libclang-rt-14-dev shellcheck"
-		packages="$packages xz-utils mandoc man-db debhelper dh-python pybuild-plugin-pyproject python3-all"
+	--tests) packages="$packages $python python3-pytest python3-pytest-xdist python3-yaml check valgrind clang"
+		packages="$packages libclang-rt-14-dev shellcheck xz-utils mandoc man-db debhelper dh-python pybuild-plugin-pyproject python3-all"
 		packages="$packages build-essential python3-setuptools lintian cppcheck clang-tidy" ;;
 	*) echo "usage: $0 [--example] [--tests]" >&2; exit 2 ;;
 	esac

@@ -128,14 +128,16 @@ static bool machine_has_this(void)
 int main(void)
 {
 	Suite *suite;
-	TCase *functions;
+	TCase *accuracy, *functions;
 
 	if (!machine_has_this())
 		return SKIPPED;
 	suite = suite_create("cpu_vector");
+	accuracy = tcase_create("accuracy");
+	tcase_set_timeout(accuracy, 120);
+	tcase_add_test(accuracy, functions_are_accurate);
+	suite_add_tcase(suite, accuracy);
 	functions = tcase_create("functions");
-	tcase_set_timeout(functions, 120);
-	tcase_add_test(functions, functions_are_accurate);
 	tcase_add_test(functions, functions_have_limits);
 	tcase_add_test(functions, lanes_are_summed);
 	tcase_add_test(functions, bfloat16_rounds_to_nearest_even);

@@ -87,9 +87,9 @@ static void assert_widens_all(const struct path *path, enum dtype dtype)
 		double want = oracle_value(i, mantissa_of(dtype), exponent_of(dtype));
 		bool finite = path->widen(dtype, 2, (const char *)&patterns[i], 1, (char *)widened + 4 * i);
 
-		ck_assert_msg(same((double)widened[i], want), "%s %04x became %g, not %g", dtype_name(dtype), i,
-			      (double)widened[i], want);
-		ck_assert_msg(finite == !!isfinite(want), "%s %04x", dtype_name(dtype), i);
+		if (!same((double)widened[i], want) || finite != !!isfinite(want))
+			ck_abort_msg("%s %04x became %g, %s, not %g", dtype_name(dtype), i, (double)widened[i],
+				     finite ? "finite" : "not finite", want);
 	}
 }
 
@@ -113,8 +113,9 @@ static void assert_narrows(const struct path *path, enum dtype dtype, const floa
 		double want = oracle_round((double)floats[i], mantissa_of(dtype), exponent_of(dtype));
 		double got = oracle_value(narrowed[i], mantissa_of(dtype), exponent_of(dtype));
 
-		ck_assert_msg(same(got, want), "%a became %s %04x = %a, not %a", (double)floats[i], dtype_name(dtype),
-			      narrowed[i], got, want);
+		if (!same(got, want))
+			ck_abort_msg("%a became %s %04x = %a, not %a", (double)floats[i], dtype_name(dtype), narrowed[i],
+				     got, want);
 	}
 }
 

@@ -37,7 +37,7 @@ static const struct message samples[] = {
 
 static void assert_messages_equal(const struct message *got, const struct message *want)
 {
-#define SAME(member) ck_assert_msg(got->member == want->member, #member " differs")
+#define SAME(member) if (got->member != want->member) ck_abort_msg(#member " differs")
 	SAME(type); SAME(epoch); SAME(has_pos); SAME(has_from); SAME(has_got); SAME(has_t); SAME(has_layer);
 	SAME(has_expected); SAME(has_shape); SAME(pos); SAME(from); SAME(got); SAME(t); SAME(flush); SAME(end);
 	SAME(reply); SAME(rows); SAME(columns); SAME(dtype); SAME(next); SAME(done); SAME(durable); SAME(credit);
@@ -450,10 +450,8 @@ START_TEST(mutated_headers_do_no_harm)
 		if (status == 0) {
 			accepted++;
 			check_accepted(bytes, size, &message);
-		} else {
-			ck_assert_int_le(status, REFUSED_BAD_VERSION);
-			ck_assert_int_ge(status, REFUSED_BAD_DTYPE);
-			ck_assert_int_eq(status, err.code);
+		} else if (status > REFUSED_BAD_VERSION || status < REFUSED_BAD_DTYPE || status != err.code) {
+			ck_abort_msg("status %d, code %d", status, err.code);
 		}
 	}
 	ck_assert_uint_gt(accepted, 0);

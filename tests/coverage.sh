@@ -16,8 +16,9 @@ find "$build" -name '*.gcda' -delete
 	make -s -j "$(nproc)" all check
 ) >"$build.log" 2>&1 || { tail -n 50 "$build.log"; exit 1; }
 export MAMBA2D_BUILD="$PWD/$build" PYTHONDONTWRITEBYTECODE=1
-/usr/bin/python3 -m pytest -q -m "not native" tests/e2e "$@" || true
+pytest="/usr/bin/python3 -m pytest -q -n $(nproc)"
+$pytest -m "not native" tests/e2e "$@" || true
 cd tests/e2e
-/usr/bin/python3 -m pytest -q -m native test_calls_fail.py test_ctl.py test_scarcity.py "$@" || true # not for sanitizers
+$pytest -m native test_calls_fail.py test_ctl.py test_scarcity.py "$@" || true # not for sanitizers
 cd ../..
 /usr/bin/python3 tests/coverage.py "$build"

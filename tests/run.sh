@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 sh etc/install-packages.sh --tests
 ./autogen.sh >/dev/null 2>&1
 
+jobs=$(nproc)
 passed=0
 failed=0
 
@@ -41,7 +42,7 @@ build() {
 	shift
 	rm -rf "$folder"
 	mkdir -p "$folder"
-	(cd "$folder" && ../../configure --enable-werror "$@" && make -j "$(nproc)" all && make -j "$(nproc)" check TESTS=)
+	(cd "$folder" && ../../configure --enable-werror "$@" && make -j "$jobs" all && make -j "$jobs" check TESTS=)
 }
 
 # pytest FOLDER ARGUMENT...: the end-to-end tests against the programs built there.
@@ -49,16 +50,18 @@ e2e() {
 	folder=$1
 	shift
 	MAMBA2D_BUILD=$PWD/build-tests/$folder PYTHONDONTWRITEBYTECODE=1 \
-		timeout 1200 /usr/bin/python3 -m pytest -q tests/e2e "$@"
+		timeout 1200 /usr/bin/python3 -m pytest -q -n "$jobs" tests/e2e "$@"
 }
 
-# Without those of AVX-512, which valgrind does not know, and the long comparisons of check_cpu, which would take it
-# most of an hour; the sanitizers see both.  A test that exits with 77 has nothing to test on this machine.
+# Without those of AVX-512, which valgrind does not know, and the long comparisons of check_cpu and of check_cpu_vector,
+# of which the first would take it most of an hour; the sanitizers see all of these.  A test that exits with 77 has
+# nothing to test on this machine.
 unit_tests_in_valgrind() {
 	find build-tests/gcc/tests -name "check_*" ! -name "*avx512*" ! -name "*determinism" -type f -executable -print0 |
-		xargs -0 -P "$(nproc)" -I TEST sh -c '
+		xargs -0 -P "$jobs" -I TEST sh -c '
 			case TEST in
 			*/check_cpu) export CK_RUN_CASE=device ;;
+			*/check_cpu_vector_*) export CK_RUN_CASE=functions ;;
 			esac
 			CK_FORK=no valgrind --quiet --error-exitcode=9 --leak-check=full TEST || [ $? = 77 ]'
 }
@@ -94,18 +97,18 @@ export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp"
 stage "shell scripts" shell_scripts
 stage "build with gcc" build gcc
 stage "layers" make -C build-tests/gcc layers
-stage "unit tests" make -C build-tests/gcc check
+stage "unit tests" make -j "$jobs" -C build-tests/gcc check
 stage "cppcheck and clang-tidy" tests/lint.sh build-tests/gcc
 stage "end to end" e2e gcc
 stage "unit tests in valgrind" unit_tests_in_valgrind
 stage "build with clang and sanitizers" build sanitizers CC=clang --enable-sanitizers --without-cuda
-stage "unit tests with sanitizers" make -C build-tests/sanitizers check
+stage "unit tests with sanitizers" make -j "$jobs" -C build-tests/sanitizers check
 stage "end to end with sanitizers" e2e sanitizers -m "not native"
 stage "build with clang, threads" build threads CC=clang --enable-sanitizers=thread --without-cuda
 stage "end to end with threads" e2e threads -m "not native"
 stage "soak, overload and chaos" short_forms
 stage "bad network" bad_network
-stage "distribution" make -C build-tests/gcc distcheck DISTCHECK_CONFIGURE_FLAGS=--without-cuda
+stage "distribution" make -j "$jobs" -C build-tests/gcc distcheck DISTCHECK_CONFIGURE_FLAGS=--without-cuda
 stage "packages" packages
 
 echo "stages: $passed passed, $failed failed"
