@@ -170,8 +170,9 @@ void security_tell_strangers(struct server *server)
 		return;
 	if (!log_tap_open(&server->security.failures, 1))
 		return;
-	log_warning("refused: %" PRIu64 " connections over TCP without a key, %" PRIu64 " with another key for ours than %s",
-		    strangers->keyless, strangers->mistaken, server->security.pair.public_key);
+	log_warning("refused: %" PRIu64 " connections over TCP that showed no key, %" PRIu64
+		    " with another key for ours than %s", strangers->keyless, strangers->mistaken,
+		    server->security.pair.public_key);
 	server->security.refused += strangers->keyless + strangers->mistaken;
 	*strangers = (struct strangers){ 0, 0 };
 }

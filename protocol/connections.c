@@ -17,7 +17,8 @@
 
 #define DESCRIPTORS_MAX (1 << 20)
 #define EVENT_BYTES 6 /* 16 bits of what, 32 of which file descriptor or why; an address is in the frame behind it */
-#define EVENTS (ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_CONNECTED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
+#define FAILURES (ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) /* not of a refused key */
+#define EVENTS (ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_CONNECTED | ZMQ_EVENT_DISCONNECTED | FAILURES)
 #define LITTLE 65536  /* bytes: a handshake, heartbeats, the start of a message */
 
 struct connection {
@@ -94,12 +95,13 @@ static bool make_room(struct connections *connections, size_t fd)
 	return true;
 }
 
-static void note_stranger(struct connections *connections, uint32_t why)
+/* A peer without a key mostly leaves on hearing that one is asked for, before it has said that it has none. */
+static void note_stranger(struct connections *connections, uint16_t event, uint32_t why)
 {
-	if (why == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
-		connections->strangers.keyless++;
-	else if (why == ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
+	if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && why == ZMQ_PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 		connections->strangers.mistaken++;
+	else
+		connections->strangers.keyless++;
 }
 
 /* False without memory: it is to be noted later. */
@@ -111,9 +113,9 @@ static bool note_event(struct connections *connections)
 
 	memcpy(&event, connections->event, sizeof event);
 	memcpy(&fd, connections->event + sizeof event, sizeof fd);
-	if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
-		note_stranger(connections, fd);
-	if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL || fd >= DESCRIPTORS_MAX)
+	if (event & FAILURES)
+		note_stranger(connections, event, fd);
+	if (event & FAILURES || fd >= DESCRIPTORS_MAX)
 		return true;
 	if (!make_room(connections, fd))
 		return false;

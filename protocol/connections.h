@@ -38,7 +38,7 @@ void connections_cut_user(struct connections *connections, unsigned int user);
 
 /* How many have failed in their handshake; connections_strangers adds those since it was last called. */
 struct strangers {
-	uint64_t keyless;  /* showed no key */
+	uint64_t keyless;  /* had shown no key when they ended */
 	uint64_t mistaken; /* took another key for ours */
 };
 void connections_strangers(struct connections *connections, struct strangers *strangers);

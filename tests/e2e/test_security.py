@@ -166,7 +166,7 @@ def test_a_thousand_strangers_are_refused_while_others_work(secured, rows):
 
 def told_strangers(secured):
     """How many without a key, and how many with a wrong one for the daemon's, its log tells of."""
-    line = "refused: ([0-9]+) connections over TCP without a key, ([0-9]+) with another key for ours than "
+    line = "refused: ([0-9]+) connections over TCP that showed no key, ([0-9]+) with another key for ours than "
     told = re.findall(line + re.escape(key(secured.keyring.own + ".pub").decode()), secured.daemon.log())
     return [sum(int(pair[i]) for pair in told) for i in range(2)]
 
