@@ -167,13 +167,16 @@ int ctl_refused(const char *name, const struct control *answer)
 /* Write an exported state to its file. */
 static int write_state(const struct request *r, const char *path, const struct control *answer)
 {
-	const char *bytes = NULL;
-	size_t size = 0, written;
+	const char *bytes = NULL, *damage = NULL;
+	size_t size = 0, damage_size = 0, written;
 	struct error error;
 	FILE *file;
 
-	if (control_get_bytes(answer, "state", &bytes, &size, &error))
+	if (control_get_bytes(answer, "state", &bytes, &size, &error) ||
+	    control_get_bytes(answer, "damaged", &damage, &damage_size, &error))
 		return ctl_fail(r->name, CTL_FAILED, &error);
+	if (damage)
+		fprintf(stderr, "mamba2ctl %s: %.*s; this is the state before it\n", r->name, (int)damage_size, damage);
 	file = fopen(path, "we");
 	written = file ? fwrite(bytes, 1, size, file) : 0;
 	if (!file || fclose(file) || written != size) {

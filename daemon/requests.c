@@ -65,8 +65,8 @@ static void succeed(struct server *server, struct request *request, const struct
 	request_answer(server, request, bytes, control_finish(&writer));
 }
 
-/* Answer an export with the state as the bytes of a file. */
-static void send_state(struct server *server, struct request *request, const struct state *state)
+/* Answer an export with the state as the bytes of a file.  damage: of a newer one; NULL: there is none. */
+static void send_state(struct server *server, struct request *request, const struct state *state, const char *damage)
 {
 	struct control_writer writer;
 	struct error error;
@@ -87,6 +87,8 @@ static void send_state(struct server *server, struct request *request, const str
 		control_put_uint(&writer, "epoch", state->epoch);
 		control_put_uint(&writer, "position", state->position);
 		control_put_uint(&writer, "pending", state->pending_rows);
+		if (damage)
+			control_put_str(&writer, "damaged", damage);
 		control_put_bin(&writer, "state", file, size);
 		request_answer(server, request, bytes, control_finish(&writer));
 	}
@@ -182,8 +184,8 @@ void requests_given(struct server *server, struct slot *slot)
 
 /* --- a state goes out --- */
 
-/* The slot holds the state that was asked for. */
-static void serve(struct server *server, struct slot *slot)
+/* The slot holds the state that was asked for, or the one before it, because of damage. */
+static void serve(struct server *server, struct slot *slot, const char *damage)
 {
 	struct request *request = slot->request;
 
@@ -191,7 +193,7 @@ static void serve(struct server *server, struct slot *slot)
 		give(server, request, slot);
 		return;
 	}
-	send_state(server, request, slot->state);
+	send_state(server, request, slot->state, damage);
 	states_free_slot(server, slot);
 }
 
@@ -211,20 +213,25 @@ void requests_copied(struct server *server, struct slot *slot)
 		states_free_slot(server, slot);
 		request_refuse(server, request, &error);
 	} else {
-		serve(server, slot);
+		serve(server, slot, NULL);
 	}
 }
 
 void requests_read(struct server *server, struct slot *slot)
 {
 	struct request *request = slot->request;
-	struct error error = slot->task.error;
+	struct store_job *task = &slot->task;
+	struct saved *saved = states_find(server, task->key);
+	struct error error = task->error;
 
 	if (!error.code) {
-		serve(server, slot);
+		if (saved)
+			states_learn(server, request->id, request->id_size, saved, task);
+		serve(server, slot, task->damage.code ? task->damage.text : NULL);
 		return;
 	}
-	error.code = REFUSED_STATE_DAMAGED;
+	error.code = error.code == ERR_FORMAT || error.code == ERR_UNSUPPORTED ? REFUSED_STATE_DAMAGED :
+										 REFUSED_INTERNAL;
 	states_free_slot(server, slot);
 	request_refuse(server, request, &error);
 }
@@ -257,6 +264,8 @@ static void go_on_out(struct server *server, struct request *request)
 		request_refuse(server, request, &error);
 		return;
 	}
+	if (!stream && saved->slot)
+		return; /* a state is being written: what can be read changes with it */
 	request->slotted = true;
 	slot->use = SLOT_SERVING;
 	slot->request = request;

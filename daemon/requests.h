@@ -24,7 +24,8 @@ struct asked {
 /*
  * Commands as in daemon/commands.c: they return REQUEST_WAITS, or a refusal.
  *
- *	export {stream}           answer {epoch, position, pending, state}, state being the bytes of a state file
+ *	export {stream}           answer {epoch, position, pending, state}, state being the bytes of a state file; with
+ *	                          damaged, why it is not the newest, if that is so
  *	fork {stream, to}         make the stream `to` of a copy of `stream`; answer {epoch, next}
  *	import {stream?, state}   make a stream of the bytes of a state file, under another id if one is given;
  *	                          answer {epoch, next}

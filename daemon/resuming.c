@@ -116,27 +116,15 @@ static void give_up(struct server *server, struct stream *stream, struct saved *
 	begin_anew(server, stream);
 }
 
-/* Take over what reading taught about the generations. */
+/* Take over what reading taught about the generations; consumers are told where the stream goes on from an older one. */
 static void learn(struct server *server, struct stream *stream, struct saved *saved, const struct store_job *task)
 {
-	struct log_about about = { stream->id, stream->id_size, refusal_name(REFUSED_STATE_DAMAGED) };
-	bool damaged = false;
-
-	for (size_t i = 0; i < task->generations.n; i++) {
-		const struct generation *generation = &task->generations.item[i];
-
-		damaged |= task->damaged[i];
-		if (task->damaged[i] || task->outrun[i])
-			generations_remove(&saved->generations, generation->number);
-		else if (generation->known)
-			generations_learn(&saved->generations, generation);
-	}
-	if (!damaged)
+	states_learn(server, stream->id, stream->id_size, saved, task);
+	if (!saved->fell_back)
 		return;
+	saved->fell_back = false;
 	if (task->found)
 		stream->epoch = task->state->epoch;
-	server->state_stats.damaged++;
-	log_about(LOG_LEVEL_WARNING, &about, "%s; the state before it is used", task->damage.text);
 	publish_event(server, stream, EVENT_RESET, task->state->position,
 		      "the newest state is damaged: resumed from the one before");
 }

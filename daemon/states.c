@@ -117,6 +117,28 @@ bool states_has(const struct saved *saved, uint64_t epoch)
 	       (saved->slot && saved->slot->generation.epoch == epoch);
 }
 
+void states_learn(struct server *server, const void *id, size_t id_size, struct saved *saved,
+		  const struct store_job *task)
+{
+	struct log_about about = { id, id_size, refusal_name(REFUSED_STATE_DAMAGED) };
+	bool damaged = false;
+
+	for (size_t i = 0; i < task->generations.n; i++) {
+		const struct generation *generation = &task->generations.item[i];
+
+		damaged |= task->damaged[i];
+		if (task->damaged[i] || task->outrun[i])
+			generations_remove(&saved->generations, generation->number);
+		else if (generation->known)
+			generations_learn(&saved->generations, generation);
+	}
+	if (!damaged)
+		return;
+	saved->fell_back = true;
+	server->state_stats.damaged++;
+	log_about(LOG_LEVEL_WARNING, &about, "%s; the state before it is used", task->damage.text);
+}
+
 /* --- small tasks that need no slot --- */
 
 static bool submit_task(struct server *server, enum store_task kind, const struct saved *saved)

@@ -33,6 +33,7 @@ struct saved {
 	struct slot *slot;      /* that is saving the stream just now */
 	bool closed;            /* resumed only for a peer that still lacks hidden states */
 	bool gone;              /* forgotten, but its files are not removed yet: there is nothing of this key until then */
+	bool fell_back;         /* a newer state is damaged, of which consumers were not told yet */
 	char *damage;           /* why it cannot be resumed; NULL: it can */
 	/* Of a stream that left memory in this run, until it comes back: */
 	bool remembered, reply;
@@ -106,6 +107,10 @@ bool states_going(struct server *server, const char key[HASH_TEXT]);
 
 /* The same as states_find, made if need be.  NULL: no memory, or the stream's files are going. */
 struct saved *states_get(struct server *server, const char key[HASH_TEXT]);
+
+/* Take over what a STORE_READ of this stream taught about its generations, and say which are damaged. */
+void states_learn(struct server *server, const void *id, size_t id_size, struct saved *saved,
+		  const struct store_job *task);
 
 /* Is a state of this epoch on disk, as far as is known, or being written? */
 bool states_has(const struct saved *saved, uint64_t epoch);

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from harness import Golden, MAMBA2D, Peer, Subscriber, same_bytes, settings_arguments
+from harness import Golden, MAMBA2CTL, MAMBA2D, Peer, Subscriber, TIMEOUT, same_bytes, settings_arguments
 
 CASE, WINDOW = "seed-46032", 8
 
@@ -83,6 +83,30 @@ def test_the_state_before_is_used_and_it_is_said(daemon, rows, want, folder, how
     daemon.wait()
     daemon.start()
     assert Peer(daemon).open(b"damaged").next == len(rows)
+
+
+def test_an_export_says_that_it_is_of_the_state_before(daemon, folder):
+    """And when the stream comes back from there, its consumers are told."""
+    newest = states(folder)[-1]
+    damage(newest, "truncated")
+    daemon.start()
+    consumer = Subscriber(daemon, b"damaged")
+    answer = daemon.ask("export", stream=b"damaged")
+    assert answer["position"] == 16 and newest.name in answer["damaged"]
+    assert any(line.startswith("<4>") and newest.name in line for line in daemon.log().splitlines())
+    assert daemon.ask("status")["states"]["damaged"] == 1
+    assert "damaged" not in daemon.ask("export", stream=b"damaged"), "it is put aside by now"
+    assert Peer(daemon).open(b"damaged").next == 16
+    assert "damaged" in consumer.take(b"damaged", "event").message
+
+
+def test_mamba2ctl_export_says_so_too(daemon, folder, tmp_path):
+    newest = states(folder)[-1]
+    damage(newest, "truncated")
+    daemon.start()
+    done = subprocess.run([MAMBA2CTL, "export", "--control", daemon.control, "damaged", tmp_path / "file"],
+                          capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0 and newest.name in done.stderr and "the state before it" in done.stderr
 
 
 def refused(daemon, rows, message):

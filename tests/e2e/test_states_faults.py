@@ -357,6 +357,20 @@ def test_a_state_that_cannot_be_read_just_now(daemon, faults, rows, want, error)
     assert states(daemon)["error"] == "" and states(daemon)["damaged"] == 0
 
 
+def test_an_export_that_cannot_be_read_just_now(daemon, faults, rows, want):
+    daemon.start()
+    producer = Producer(daemon, b"unread", rows, want)
+    producer.encode(20)
+    assert producer.save()["ok"]
+    daemon.kill()
+    daemon.start()
+    faults.arm("o", 0, FOR_GOOD)
+    answer = daemon.ask("export", stream=b"unread")
+    assert answer["code"] == "internal" and os.strerror(errno.EIO) in answer["message"]
+    faults.heal()
+    assert daemon.ask("export", stream=b"unread")["position"] == 16
+
+
 def test_a_state_that_is_unreadable(daemon, faults, rows, want):
     """EIO where the bytes should be: the state before it is used, as with any other damage."""
     daemon.start()
