@@ -139,9 +139,11 @@ static void recall(struct server *server, struct stream *stream)
 		return;
 	saved->remembered = false;
 	stream->reply = saved->reply;
-	stream->got = saved->got;
-	if (saved->epoch == stream->epoch && saved->published > stream->published)
-		stream->published = saved->published;
+	if (saved->epoch == stream->epoch) { /* not where the newest states were damaged */
+		stream->got = saved->got;
+		if (saved->published > stream->published)
+			stream->published = saved->published;
+	}
 	feeder = saved->feeder ? peer_get(server, saved->feeder, saved->feeder_size) : NULL;
 	if (!feeder)
 		return;
@@ -160,7 +162,7 @@ void resuming_read(struct server *server, struct slot *slot)
 		return;
 	}
 	states_well(server, STORE_READ);
-	if (!saved) { /* it was reset meanwhile */
+	if (!saved) { /* it was forgotten meanwhile */
 		states_free_slot(server, slot);
 		begin_anew(server, stream);
 		return;
@@ -231,13 +233,15 @@ void resuming_copied(struct server *server, struct slot *slot)
 {
 	struct stream *stream = slot->stream;
 	struct error error = slot->job.error;
+	struct saved *saved;
 
 	stream->in_flight--;
 	if (slot->request) {
 		requests_given(server, slot);
 		return;
 	}
-	if (!states_find(server, stream->key)) { /* it was reset meanwhile */
+	saved = states_find(server, stream->key);
+	if (!saved) { /* it was forgotten meanwhile */
 		states_free_slot(server, slot);
 		begin_anew(server, stream);
 		return;
@@ -248,5 +252,5 @@ void resuming_copied(struct server *server, struct slot *slot)
 	}
 	recall(server, stream);
 	states_free_slot(server, slot);
-	resuming_go_live(server, stream, true);
+	resuming_go_live(server, stream, !saved->marked);
 }

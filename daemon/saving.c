@@ -194,6 +194,7 @@ void saving_written(struct server *server, struct slot *slot)
 	stats->saved_bytes += task->bytes;
 	stats->save_ns += task->ns;
 	if (slot->saved) {
+		slot->saved->marked = false;
 		for (size_t i = 0; i < task->generations.n; i++)
 			if (task->generations.item[i].doomed)
 				generations_remove(&slot->saved->generations, task->generations.item[i].number);

@@ -29,7 +29,7 @@ static int remember(void *arg, const char *key, const struct generations *genera
 	saved->generations = *generations;
 	if (generations->n && generations->item[generations->n - 1].number > server->last_number)
 		server->last_number = generations->item[generations->n - 1].number;
-	saved->closed = closed;
+	saved->closed = saved->marked = closed;
 	table_insert(&server->saved, &saved->entry);
 	return 0;
 }
@@ -205,6 +205,10 @@ static bool is_over(struct server *server, const struct store_job *task)
 
 static void task_done(struct server *server, struct store_job *task)
 {
+	struct saved *saved = find(server, task->key);
+
+	if (saved && task->task == STORE_CLOSE) /* also if it failed: it may be there */
+		saved->marked = true;
 	if (!task->error.code) {
 		states_well(server, task->task);
 		end_task(server, task);
@@ -275,8 +279,8 @@ uint64_t states_durable(struct server *server, struct stream *stream)
 	const struct saved *saved = states_find(server, stream->key);
 	uint64_t durable;
 
-	if (!saved)
-		return 0;
+	if (!saved || saved->marked)
+		return stream->durable;
 	durable = generations_durable(&saved->generations, stream->epoch, stream->reply, stream->got);
 	assert(durable <= stream->next); /* states ahead of a stream that is rewound are gone before it is there */
 	/* if not: what was told rests on a state that goes as soon as a newer one is there */

@@ -32,6 +32,7 @@ struct saved {
 	struct generations generations;
 	struct slot *slot;      /* that is saving the stream just now */
 	bool closed;            /* resumed only for a peer that still lacks hidden states */
+	bool marked;            /* as closed, on disk: until a state is written a restart would take the stream for that */
 	bool gone;              /* forgotten, but its files are not removed yet: there is nothing of this key until then */
 	bool fell_back;         /* a newer state is damaged, of which consumers were not told yet */
 	char *damage;           /* why it cannot be resumed; NULL: it can */

@@ -210,3 +210,28 @@ def test_one_daemon_to_a_folder(daemon):
     second = subprocess.run([MAMBA2D, *settings_arguments(daemon.settings)], capture_output=True, text=True, timeout=60)
     assert second.returncode == 1 and "another daemon has it" in second.stderr
     assert daemon.ask("status")["ok"]
+
+
+def test_what_was_confirmed_of_an_epoch_says_nothing_of_the_one_before(daemons, rows, folder):
+    """The stream goes on in that one, as all states of its newest epoch are damaged; it was evicted in between."""
+    daemon = daemons(CASE, window=WINDOW, **{"state.dir": str(folder), "state.interval": 60, "state.keep": 4,
+                                             "streams.max": 1, "streams.on_gap": "reset"})
+    peer = Peer(daemon)
+    peer.open(b"s")
+    peer.data(b"s", rows[:19])
+    peer.hidden(b"s", 0, 16)
+    peer.data(b"s", rows[19:20], pos=19, got=8)
+    peer.ack(b"s", next=20)
+    assert daemon.ask("snapshot")["ok"]
+    first, = states(folder)
+    peer.data(b"s", rows[:30], pos=30)
+    peer.hidden(b"s", 16, 20)
+    peer.hidden(b"s", 0, 24, epoch=1)
+    peer.data(b"s", rows[30:31], pos=30, epoch=1, got=24)
+    peer.take(b"s", "ack")
+    Peer(daemon).open(b"other")  # has the place in memory now
+    for path in states(folder):
+        if path.name.split("-")[0] == first.name.split("-")[0] and path != first:
+            damage(path, "flipped")
+    ack = Peer(daemon).open(b"s")
+    assert (ack.epoch, ack.next, ack.done, ack.durable) == (0, 20, 16, 0)

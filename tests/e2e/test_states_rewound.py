@@ -1,4 +1,5 @@
 """A peer lacks hidden states and asks for them: what it is told, and what others see of it."""
+import os
 import time
 
 import numpy as np
@@ -190,3 +191,25 @@ def test_a_stream_on_disk_is_reset(daemons, golden, tmp_path):
     peer.header(b"s", type="open", epoch=5)
     assert peer.refusal(b"s", "stale_epoch").epoch == 7
     assert peer.open(b"s", epoch=7).next == 0
+
+
+def test_a_closed_stream_that_is_opened_again(daemons, golden, tmp_path):
+    """What it is told to be durable is so, whatever the next message after a kill: it counts as closed no longer."""
+    rows = golden(CASE).rows[:24]
+    daemon = daemons(CASE, window=8, **{"state.dir": str(tmp_path), "state.interval": 1e6})
+    peer = Peer(daemon)
+    peer.open(b"s")
+    peer.data(b"s", rows[:20], flush=True)
+    peer.hidden(b"s", 0, 20)
+    assert daemon.ask("snapshot", stream=b"s")["ok"]
+    peer.header(b"s", type="close")
+    while not any(name.endswith(".closed") for name in os.listdir(tmp_path)):
+        time.sleep(0.01)
+    peer = Peer(daemon)
+    ack = peer.open(b"s", **{"from": 20})
+    assert ack.next == 20
+    if not ack.durable:
+        peer.ack(b"s", durable=20)
+    daemon.kill()
+    daemon.start()
+    assert Peer(daemon).open(b"s").next == 20
