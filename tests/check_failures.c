@@ -413,6 +413,26 @@ START_TEST(a_state_that_cannot_be_copied_in_replaces_nothing)
 }
 END_TEST
 
+START_TEST(a_state_that_is_copied_in_when_there_is_no_room_any_more_is_refused)
+{
+	struct control exported;
+
+	start(false, SETTINGS("window=4", "streams.max=2"));
+	feed('a');
+	ask("export", "a", NULL);
+	exported = answered(NULL);
+	fake_stuck = true;
+	ask("import", "b", &exported);
+	UNTIL(server.slots[0].use == SLOT_RESUMING && server.slots[0].stream->in_flight);
+	open_stream('x', 'c');
+	fake_stuck = false;
+	answered("too_many_streams");
+	say_rows('x', 'c', 0, 4);
+	hear_rows('c', 4);
+	stop();
+}
+END_TEST
+
 START_TEST(a_state_that_cannot_be_copied_is_saved_later)
 {
 	start(true, SETTINGS("state.interval=1000"));
@@ -546,6 +566,32 @@ START_TEST(a_stream_on_disk_is_reset_to_the_epoch_after)
 	UNTIL(!server.streams.n); /* it is idle again */
 	ask("reset", "a", NULL);
 	ck_assert_uint_eq(answered_epoch(), 2);
+	stop();
+}
+END_TEST
+
+START_TEST(a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drains)
+{
+	start_evicted();
+	fake_full = true;
+	ask("reset", "a", NULL);
+	answered("internal");
+	fake_full = false;
+	server_drain(&server, false);
+	ask("reset", "a", NULL);
+	answered("shutting_down");
+	stop();
+}
+END_TEST
+
+START_TEST(the_last_epoch_is_not_reset)
+{
+	start(true, SETTINGS("state.interval=1000"));
+	say('x', 'a', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .epoch = UINT64_MAX });
+	hear('a', MESSAGE_ACK);
+	ask("reset", "a", NULL);
+	answered("stale_epoch");
+	ck_assert_uint_eq(open_stream('x', 'b'), 0);
 	stop();
 }
 END_TEST
@@ -734,12 +780,15 @@ int main(void)
 	tcase_add_test(cases, a_device_that_is_lost_while_it_copies_ends_the_daemon);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_makes_no_stream);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_replaces_nothing);
+	tcase_add_test(cases, a_state_that_is_copied_in_when_there_is_no_room_any_more_is_refused);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_is_saved_later);
 	tcase_add_loop_test(cases, a_state_that_is_asked_for_has_all_rows_accepted_before, 0, 3);
 	tcase_add_test(cases, another_streams_failure_is_no_failure_of_a_snapshot);
 	tcase_add_test(cases, a_stream_comes_back_when_its_state_can_be_copied);
 	tcase_add_test(cases, a_reset_is_answered_when_it_is_on_disk);
 	tcase_add_test(cases, a_stream_on_disk_is_reset_to_the_epoch_after);
+	tcase_add_test(cases, a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drains);
+	tcase_add_test(cases, the_last_epoch_is_not_reset);
 	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_comes_first);
 	tcase_add_test(cases, a_stream_that_ends_is_reset_when_it_has_ended);
 	tcase_add_test(cases, rows_wait_for_memory_for_their_hidden_states);

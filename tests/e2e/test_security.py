@@ -164,6 +164,22 @@ def test_a_thousand_strangers_are_refused_while_others_work(secured, rows):
     assert b"s" not in [s["stream"] for s in secured.daemon.ask("streams")["streams"]]
 
 
+def test_without_a_subscribe_socket(secured, rows):
+    """As the daemon is configured unless somebody asks for one."""
+    del secured.daemon.settings["sockets.subscribe"]
+    secured.daemon.terminate()
+    assert secured.daemon.wait() == 0
+    secured.daemon.start()
+    secured.tcp = secured.daemon.ask("status")["sockets"]
+    peer, stranger = secured.peer("producer", "write read"), Peer(secured.daemon, secured.tcp["ingest"])
+    want = Peer(secured.daemon).encode(rows)
+    assert same_bytes(peer.encode(rows), want)
+    deadline = time.monotonic() + TIMEOUT
+    while not told_strangers(secured)[0]:
+        assert time.monotonic() < deadline, secured.daemon.log()
+    stranger.close()
+
+
 def told_strangers(secured):
     """How many without a key, and how many with a wrong one for the daemon's, its log tells of."""
     line = "refused: ([0-9]+) connections over TCP that showed no key, ([0-9]+) with another key for ours than "

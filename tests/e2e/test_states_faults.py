@@ -294,6 +294,22 @@ def test_the_end_while_the_disk_hangs(daemon, faults, rows):
     assert [peer.open(name, reply=False).next for name in (b"saved", b"unsaved")] == [20, 20]
 
 
+def test_the_end_with_many_streams_unsaved(daemon, faults, rows):
+    """Those that are named are bounded, the others counted."""
+    daemon.settings["shutdown_timeout"] = 0.5
+    daemon.start()
+    faults.arm("d", 0, FOR_GOOD, -1)
+    peer = Peer(daemon)
+    for i in range(25):
+        peer.data(b"unsaved-%d" % i, rows[:20])
+        peer.ack(b"unsaved-%d" % i, next=20)
+    daemon.terminate()
+    assert daemon.wait() == 1
+    errors = errors_logged(daemon)
+    assert sum("is not saved: rows from 0 on" in line for line in errors) == 20
+    assert sum("5 more streams are not saved" in line for line in errors) == 1
+
+
 def test_calls_that_a_signal_interrupts(daemon, faults, rows, want):
     """They are made again."""
     daemon.start()
