@@ -219,11 +219,11 @@ def test_a_mark_that_failed_is_not_of_the_next_life(daemon, faults, rows, want):
     faults.arm("o", 0, FOR_GOOD)
     producer.peer.header(b"again", type="close")
     wait_for_error(daemon)
-    faults.heal()
     anew = Peer(daemon)
     assert anew.open(b"again", reply=False).next == 0
     anew.data(b"again", rows[:45], flush=True)
     anew.ack(b"again", done=45)
+    faults.heal()
     assert daemon.ask("snapshot", stream=b"again")["ok"]
     wait_until(lambda: states(daemon)["error"] == "")
     anew.ack(b"again", durable=45)
