@@ -1,6 +1,7 @@
 extern "C" {
 #include "gpu/add_norm.h"
 }
+#include "gpu/launch.cuh"
 #include "gpu/number.cuh"
 
 /*
@@ -100,6 +101,8 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 	int rows = batch->rows, turn = 0;
 	float weight[VECTORS][8];
 
+	next_may_begin();
+
 #pragma unroll
 	for (int k = 0; k < VECTORS; k++) {
 		int c = 8 * (threadIdx.x + k * blockDim.x);
@@ -107,6 +110,7 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 		if (c < l.hidden_cols)
 			load8(a.weight + c, weight[k]);
 	}
+	previous_ended();
 	if (blockIdx.x < rows)
 		load_row<T, VECTORS>(a, l, from, blockIdx.x, ahead);
 	for (int row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
@@ -168,11 +172,11 @@ static void launch(const struct layout *l, const struct add_norm *a, const struc
 	unsigned blocks = (unsigned)(rows < resident ? rows : resident);
 
 	if (vectors == 1)
-		add_norm_rows<T, 1><<<blocks, threads, 0, stream>>>(*l, *a, batch);
+		launch_early(a->early, add_norm_rows<T, 1>, blocks, threads, 0, stream, *l, *a, batch);
 	else if (vectors == 2)
-		add_norm_rows<T, 2><<<blocks, threads, 0, stream>>>(*l, *a, batch);
+		launch_early(a->early, add_norm_rows<T, 2>, blocks, threads, 0, stream, *l, *a, batch);
 	else
-		add_norm_rows<T, MAX_VECTORS><<<blocks, threads, 0, stream>>>(*l, *a, batch);
+		launch_early(a->early, add_norm_rows<T, MAX_VECTORS>, blocks, threads, 0, stream, *l, *a, batch);
 }
 
 cudaError_t add_norm(const struct layout *layout, const struct add_norm *args, bool to_bfloat16,

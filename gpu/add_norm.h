@@ -18,6 +18,8 @@ struct add_norm {
 	int stream_plane, normed_plane;
 	size_t max_rows;
 	enum dtype output_dtype;
+
+	bool early; /* see launch.cuh */
 };
 
 cudaError_t add_norm(const struct layout *layout, const struct add_norm *args, bool bfloat16,

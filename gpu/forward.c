@@ -155,6 +155,7 @@ static cudaError_t next_layer(const struct forward *f, int i, size_t rows)
 		.stream_plane = i > 0 ? f->planes[i - 1] : -1,
 		.normed_plane = last ? f->planes[i] : -1,
 		.max_rows = f->limits.rows,
+		.early = i > 0 && matmul_own(f->out_proj, rows),
 		.output_dtype = f->output_dtype,
 	};
 
@@ -166,9 +167,8 @@ cudaError_t forward_mix(const struct forward *forward, int i, const struct batch
 	const struct forward *f = forward;
 	const struct layout *l = &f->layout;
 	const struct layer_weights *weights = &f->weights->layers[i];
-	struct scan args = { weights, i, f->proj, f->gated, f->squares };
+	struct scan args = { weights, i, f->proj, f->gated, f->squares, matmul_own(f->in_proj, size->rows) };
 	cudaError_t status;
-
 	if (mixer == MIXER_SCAN)
 		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
 	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->stream);
@@ -189,16 +189,14 @@ static int run_layer(const struct forward *f, int i, const struct batch_size *si
 	int rc = cuda_check(next_layer(f, i, size->rows), "add_norm", err);
 
 	if (rc == 0)
-		rc = cublas_check(matmul_run(f->in_proj, f->normed, w->in_proj, w->in_proj_bias, f->proj, size->rows),
-				  "in_proj", err);
+		rc = matmul_run(f->in_proj, f->normed, w->in_proj, w->in_proj_bias, f->proj, size->rows, err);
 	if (rc == 0)
 		rc = cuda_check(forward_mix(f, i, size, mixer), "mixer", err);
 	if (rc == 0 && f->layout.gated_norm_groups > 1)
 		rc = cuda_check(gated_norm(&f->layout, f->gated, f->bfloat16, f->squares, f->parts, f->view,
 					   size->rows, f->stream), "gated norm", err);
 	if (rc == 0)
-		rc = cublas_check(matmul_run(f->out_proj, f->gated, w->out_proj, NULL, f->mixed, size->rows),
-				  "out_proj", err);
+		rc = matmul_run(f->out_proj, f->gated, w->out_proj, NULL, f->mixed, size->rows, err);
 	return rc;
 }
 

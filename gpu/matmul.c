@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "gpu/boxes.h"
 #include "gpu/check.h"
 #include "gpu/probe.h"
 
@@ -12,11 +13,14 @@
 #define REPEATS 8
 #define REFERENCE_ROWS 1024 /* whose first algorithm says which bits are right, whatever the largest batch */
 
-int matmul_library_open(struct matmul_library *library, cudaStream_t stream, struct error *err)
+int matmul_library_open(struct matmul_library *library, bool own, cudaStream_t stream, struct error *err)
 {
 	int rc = cublas_check(cublasLtCreate(&library->handle), "starting cuBLASLt", err);
 
 	library->stream = stream;
+	library->own = own;
+	if (rc == 0 && own)
+		rc = cuda_check(product_setup(), "preparing kernels", err);
 	if (rc == 0)
 		rc = cuda_check(cudaMalloc(&library->workspace, MATMUL_WORKSPACE), "memory for cuBLASLt", err);
 	return rc;
@@ -60,28 +64,64 @@ static cublasStatus_t describe(const struct matmul *m, size_t rows, const void *
 	return status;
 }
 
-static cublasStatus_t run(const struct matmul *m, const cublasLtMatmulAlgo_t *algo, const void *x, const void *w,
-			  const void *bias, void *y, size_t rows)
+static int run_own(const struct matmul *m, int cut, const void *x, const void *w, void *y, size_t rows,
+		   struct error *err)
+{
+	CUtensorMap x_boxes, w_boxes;
+	int rc = boxes_of_operand(x, rows, m->k, product_box_rows(rows), PRODUCT_PIECES, &x_boxes, err);
+
+	if (rc == 0)
+		rc = boxes_of_operand(w, m->n, m->k, (unsigned)cut, PRODUCT_PIECES, &w_boxes, err);
+	if (rc == 0)
+		rc = cuda_check(product(cut, &x_boxes, &w_boxes, y, rows, m->n, m->k, m->library->stream),
+				"a matrix product", err);
+	return rc;
+}
+
+static int run(const struct matmul *m, const struct matmul_way *way, const void *x, const void *w, const void *bias,
+	       void *y, size_t rows, struct error *err)
 {
 	const struct matmul_library *library = m->library;
 	struct problem p;
 	float one = 1.0f, zero = 0.0f;
-	cublasStatus_t status = describe(m, rows, bias, &p);
+	cublasStatus_t status;
 
-	if (status != CUBLAS_STATUS_SUCCESS)
-		return status;
-	return cublasLtMatmul(library->handle, &p.product, &one, w, &p.w, x, &p.x, &zero, y, &p.y, y, &p.y, algo,
-			      library->workspace, MATMUL_WORKSPACE, library->stream);
+	if (way->cut > 0)
+		return run_own(m, way->cut, x, w, y, rows, err);
+	status = describe(m, rows, bias, &p);
+	if (status == CUBLAS_STATUS_SUCCESS)
+		status = cublasLtMatmul(library->handle, &p.product, &one, w, &p.w, x, &p.x, &zero, y, &p.y, y, &p.y,
+					&way->algo, library->workspace, MATMUL_WORKSPACE, library->stream);
+	return cublas_check(status, "a matrix product", err);
 }
 
-cublasStatus_t matmul_run(const struct matmul *matmul, const void *x, const void *w, const void *bias, void *y,
-			  size_t rows)
+static size_t rung_of(const struct matmul *matmul, size_t rows)
 {
 	size_t i = 0;
 
 	while (i + 1 < matmul->n_rungs && matmul->rungs[i].rows < rows)
 		i++;
-	return run(matmul, &matmul->rungs[i].algo, x, w, bias, y, rows);
+	return i;
+}
+
+int matmul_run(const struct matmul *matmul, const void *x, const void *w, const void *bias, void *y, size_t rows,
+	       struct error *err)
+{
+	return run(matmul, &matmul->rungs[rung_of(matmul, rows)].way, x, w, bias, y, rows, err);
+}
+
+int matmul_run_library(const struct matmul *matmul, const void *x, const void *w, const void *bias, void *y,
+		       size_t rows, struct error *err)
+{
+	struct matmul_way way = matmul->rungs[rung_of(matmul, rows)].way;
+
+	way.cut = 0;
+	return run(matmul, &way, x, w, bias, y, rows, err);
+}
+
+bool matmul_own(const struct matmul *matmul, size_t rows)
+{
+	return matmul->rungs[rung_of(matmul, rows)].way.cut > 0;
 }
 
 size_t matmul_ladder(size_t max_rows, size_t rows[MATMUL_RUNGS])
@@ -106,7 +146,7 @@ struct tuning {
 	size_t max_rows, number_size;
 	void *x, *y, *reference;
 	unsigned *differ;
-	cublasLtMatmulAlgo_t algo; /* that made the reference */
+	struct matmul_way way; /* that made the reference */
 	cudaEvent_t start, stop;
 };
 
@@ -174,16 +214,16 @@ static int propose(const struct tuning *t, size_t rows, cublasLtMatmulHeuristicR
 	return cublas_check(status, "choosing a matrix product", err);
 }
 
-static cublasStatus_t run_probe(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size_t weight, void *y,
-				size_t rows)
+static int run_probe(const struct tuning *t, const struct matmul_way *way, size_t weight, void *y, size_t rows,
+		     struct error *err)
 {
 	const struct matmul_weights *w = t->weights;
 
-	return run(t->matmul, algo, t->x, w->at(w->owner, weight % w->count), w->bias, y, rows);
+	return run(t->matmul, way, t->x, w->at(w->owner, weight % w->count), w->bias, y, rows, err);
 }
 
-/* Whether algo gives the reference's bits.  One that does not run at all does not. */
-static int agrees(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size_t rows, bool *ret_agrees,
+/* Whether a way gives the reference's bits.  One that does not run at all does not. */
+static int agrees(const struct tuning *t, const struct matmul_way *way, size_t rows, bool *ret_agrees,
 		  struct error *err)
 {
 	cudaStream_t stream = t->matmul->library->stream;
@@ -195,7 +235,7 @@ static int agrees(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size
 	rc = cuda_check(cudaMemsetAsync(t->y, 0xff, bytes, stream), "tuning products", err);
 	if (rc == 0)
 		rc = cuda_check(cudaMemsetAsync(t->differ, 0, sizeof(differ), stream), "tuning products", err);
-	if (rc != 0 || run_probe(t, algo, 0, t->y, rows) != CUBLAS_STATUS_SUCCESS)
+	if (rc != 0 || run_probe(t, way, 0, t->y, rows, err) != 0)
 		return rc;
 	rc = cuda_check(probe_compare(t->y, t->reference, bytes, t->differ, stream), "tuning products", err);
 	if (rc == 0)
@@ -208,7 +248,7 @@ static int agrees(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size
 }
 
 /* REPEATS products, each with the next weights, as a graph. */
-static int capture(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size_t rows, cudaGraphExec_t *ret_run,
+static int capture(const struct tuning *t, const struct matmul_way *way, size_t rows, cudaGraphExec_t *ret_run,
 		   struct error *err)
 {
 	cudaStream_t stream = t->matmul->library->stream;
@@ -219,7 +259,7 @@ static int capture(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, siz
 	if (rc != 0)
 		return rc;
 	for (size_t i = 0; i < REPEATS && rc == 0; i++)
-		rc = cublas_check(run_probe(t, algo, i, t->y, rows), "tuning products", err);
+		rc = run_probe(t, way, i, t->y, rows, err);
 	status = cudaStreamEndCapture(stream, &graph);
 	if (rc == 0)
 		rc = cuda_check(status, "tuning products", err);
@@ -231,12 +271,12 @@ static int capture(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, siz
 }
 
 /* Milliseconds for REPEATS products, under a graph: the host would take longer to start small ones than the device. */
-static int measure(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, size_t rows, float *ret_ms,
+static int measure(const struct tuning *t, const struct matmul_way *way, size_t rows, float *ret_ms,
 		   struct error *err)
 {
 	cudaStream_t stream = t->matmul->library->stream;
 	cudaGraphExec_t products = NULL;
-	int rc = capture(t, algo, rows, &products, err);
+	int rc = capture(t, way, rows, &products, err);
 
 	if (rc == 0)
 		rc = cuda_check(cudaGraphLaunch(products, stream), "tuning products", err);
@@ -255,30 +295,54 @@ static int measure(const struct tuning *t, const cublasLtMatmulAlgo_t *algo, siz
 	return rc;
 }
 
-/* The fastest algorithm for this many rows that agrees with the reference. */
-static int choose(const struct tuning *t, size_t rows, cublasLtMatmulAlgo_t *ret_algo, struct error *err)
+/* Whether the kernel of product.h can stand in for the library. */
+static bool own_serves(const struct tuning *t, size_t rows)
 {
-	cublasLtMatmulHeuristicResult_t found[CANDIDATES + 1];
-	float best = 0.0f, ms;
+	return t->matmul->library->own && t->matmul->bfloat16 && !t->weights->bias && t->matmul->k % 64 == 0 &&
+	       rows <= PRODUCT_ROWS;
+}
+
+/* Take this way if it gives the reference's bits and is quicker than *best_ms, 0 at first. */
+static int consider(const struct tuning *t, const struct matmul_way *way, size_t rows, float *best_ms,
+		    struct matmul_way *ret_best, struct error *err)
+{
+	float ms;
+	bool same;
+	int rc = agrees(t, way, rows, &same, err);
+
+	if (rc != 0 || !same)
+		return rc;
+	rc = measure(t, way, rows, &ms, err);
+	if (rc == 0 && (*best_ms == 0.0f || ms < *best_ms)) {
+		*best_ms = ms;
+		*ret_best = *way;
+	}
+	return rc;
+}
+
+/* The fastest way for this many rows that agrees with the reference: one of the library's, or else one of ours. */
+static int choose(const struct tuning *t, size_t rows, struct matmul_way *ret_way, struct error *err)
+{
+	cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+	struct matmul_way way = t->way;
+	float best = 0.0f;
 	int n, rc = propose(t, rows, found, &n, err);
 
-	found[n++].algo = t->algo;
+	if (rc == 0)
+		rc = consider(t, &t->way, rows, &best, ret_way, err);
 	for (int i = 0; i < n && rc == 0; i++) {
-		bool same;
-
-		rc = agrees(t, &found[i].algo, rows, &same, err);
-		if (rc != 0 || !same)
-			continue;
-		rc = measure(t, &found[i].algo, rows, &ms, err);
-		if (rc == 0 && (best == 0.0f || ms < best)) {
-			best = ms;
-			*ret_algo = found[i].algo;
-		}
+		way.algo = found[i].algo;
+		rc = consider(t, &way, rows, &best, ret_way, err);
 	}
 	if (rc == 0 && best == 0.0f)
 		return error_set(err, ERR_UNSUPPORTED,
 				 "device cuda: products of %zu x %zu differ between %zu and %zu rows", t->matmul->n,
 				 t->matmul->k, rows, t->max_rows);
+	way.algo = ret_way->algo;
+	for (int i = 0; i < PRODUCT_CUTS && rc == 0 && own_serves(t, rows); i++) {
+		way.cut = product_cuts[i];
+		rc = consider(t, &way, rows, &best, ret_way, err);
+	}
 	return rc;
 }
 
@@ -286,16 +350,16 @@ static int choose(const struct tuning *t, size_t rows, cublasLtMatmulAlgo_t *ret
 static int make_reference(struct tuning *t, struct error *err)
 {
 	cublasLtMatmulHeuristicResult_t found[CANDIDATES];
-	cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
 	int n, rc = propose(t, REFERENCE_ROWS, found, &n, err);
+	bool made = false;
 
 	if (rc != 0)
 		return rc;
-	for (int i = 0; i < n && status != CUBLAS_STATUS_SUCCESS; i++) {
-		t->algo = found[i].algo;
-		status = run_probe(t, &t->algo, 0, t->reference, t->max_rows);
+	for (int i = 0; i < n && !made; i++) {
+		t->way.algo = found[i].algo;
+		rc = run_probe(t, &t->way, 0, t->reference, t->max_rows, err);
+		made = rc == 0;
 	}
-	rc = cublas_check(status, "tuning products", err);
 	if (rc == 0)
 		rc = cuda_check(cudaStreamSynchronize(t->matmul->library->stream), "tuning products", err);
 	return rc;
@@ -315,7 +379,7 @@ int matmul_tune(const struct matmul_library *library, size_t n, size_t k, bool b
 		rc = make_reference(&t, err);
 	for (size_t i = 0; i < rungs && rc == 0; i++) {
 		matmul.rungs[i].rows = rows[i];
-		rc = choose(&t, rows[i], &matmul.rungs[i].algo, err);
+		rc = choose(&t, rows[i], &matmul.rungs[i].way, err);
 	}
 	matmul.n_rungs = rungs;
 	tuning_close(&t);

@@ -3,7 +3,7 @@
  *
  * A row's result must not depend on how many rows there are.  cuBLASLt chooses among algorithms by the number of rows;
  * so here they are tried out when the device opens, only those are taken that give the bits of one reference, and among
- * these the fastest for each of a ladder of row counts.
+ * these the fastest for each of a ladder of row counts.  So is our own kernel for few rows (product.h).
  */
 #ifndef GPU_MATMUL_H
 #define GPU_MATMUL_H
@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "gpu/product.h"
 #include "model/error.h"
 
 #define MATMUL_RUNGS 64
@@ -22,11 +23,18 @@
 struct matmul_library {
 	cublasLtHandle_t handle;
 	void *workspace;
+	bool own; /* the device runs the kernel of product.h */
 	cudaStream_t stream;
 };
 
-int matmul_library_open(struct matmul_library *library, cudaStream_t stream, struct error *err);
+int matmul_library_open(struct matmul_library *library, bool own, cudaStream_t stream, struct error *err);
 void matmul_library_close(struct matmul_library *library);
+
+/* How a product runs: by the kernel of product.h, cut so; or where cut is 0, by an algorithm of cuBLASLt. */
+struct matmul_way {
+	int cut;
+	cublasLtMatmulAlgo_t algo;
+};
 
 struct matmul {
 	const struct matmul_library *library;
@@ -34,8 +42,8 @@ struct matmul {
 	bool bfloat16;
 	size_t n_rungs;
 	struct {
-		size_t rows; /* up to which this algorithm serves */
-		cublasLtMatmulAlgo_t algo;
+		size_t rows; /* up to which this way serves */
+		struct matmul_way way;
 	} rungs[MATMUL_RUNGS];
 };
 
@@ -55,7 +63,14 @@ int matmul_tune(const struct matmul_library *library, size_t n, size_t k, bool b
 		const struct matmul_weights *weights, struct matmul *ret_matmul, struct error *err);
 
 /* Enqueue the product.  All pointers 16-byte aligned, n and k multiples of 8. */
-cublasStatus_t matmul_run(const struct matmul *matmul, const void *x, const void *w, const void *bias, void *y,
-			  size_t rows);
+int matmul_run(const struct matmul *matmul, const void *x, const void *w, const void *bias, void *y, size_t rows,
+	       struct error *err);
+
+/* The same by cuBLASLt's best algorithm: for benchmarks. */
+int matmul_run_library(const struct matmul *matmul, const void *x, const void *w, const void *bias, void *y,
+		       size_t rows, struct error *err);
+
+/* Whether products of so many rows are those of product.h. */
+bool matmul_own(const struct matmul *matmul, size_t rows);
 
 #endif

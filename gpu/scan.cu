@@ -1,6 +1,7 @@
 extern "C" {
 #include "gpu/scan.h"
 }
+#include "gpu/launch.cuh"
 #include "gpu/number.cuh"
 
 /*
@@ -305,6 +306,7 @@ static __device__ void run_head(const struct scan_params &a, const struct scan_s
 		if (mine && first + i < z.head_dim)
 			load_vector<VECTOR>(state + i * z.state, h[i]);
 	}
+	previous_ended();
 	for (int r = 0, rows; r < p.s.rows; r += rows) {
 		rows = min(TILE, (r < p.s.kept ? p.s.kept : p.s.rows) - r);
 		prepare_tile<T>(a, z, p, r, rows, t);
@@ -337,6 +339,7 @@ scan_heads(const struct scan_params a)
 	const struct scan_tile t = tile_in(shared, z);
 	struct scan_place p = { .head = (int)blockIdx.x };
 
+	next_may_begin();
 	p.group = p.head / (l.heads / l.groups);
 	p.first = p.head % (l.heads / l.groups) == 0;
 	p.d = a.weights.d[p.head];
@@ -348,29 +351,28 @@ scan_heads(const struct scan_params a)
 }
 
 template <typename T, int VECTOR, bool COMMON>
-static cudaError_t launch(const struct scan_params *a, size_t segments, cudaStream_t stream)
+static cudaError_t launch(const struct scan_params *a, bool early, size_t segments, cudaStream_t stream)
 {
 	struct scan_sizes z = sizes_of<VECTOR, COMMON>(a->layout);
 	dim3 grid((unsigned)a->layout.heads, (unsigned)(segments < 1 << 15 ? segments : 1 << 15));
 
-	scan_heads<T, VECTOR, COMMON><<<grid, z.threads, shared_bytes(z), stream>>>(*a);
-	return cudaGetLastError();
+	return launch_early(early, scan_heads<T, VECTOR, COMMON>, grid, z.threads, shared_bytes(z), stream, *a);
 }
 
 template <typename T>
-static cudaError_t launch_for(const struct scan_params *a, size_t segments, cudaStream_t stream)
+static cudaError_t launch_for(const struct scan_params *a, bool early, size_t segments, cudaStream_t stream)
 {
 	int state = a->layout.state_cols;
 
 	if (is_common(&a->layout))
-		return launch<T, 4, true>(a, segments, stream);
+		return launch<T, 4, true>(a, early, segments, stream);
 	if (state <= 32)
-		return launch<T, 1, false>(a, segments, stream);
+		return launch<T, 1, false>(a, early, segments, stream);
 	if (state <= 64)
-		return launch<T, 2, false>(a, segments, stream);
+		return launch<T, 2, false>(a, early, segments, stream);
 	if (state <= 128)
-		return launch<T, 4, false>(a, segments, stream);
-	return launch<T, 8, false>(a, segments, stream);
+		return launch<T, 4, false>(a, early, segments, stream);
+	return launch<T, 8, false>(a, early, segments, stream);
 }
 
 cudaError_t scan(const struct layout *layout, const struct scan *args, bool to_bfloat16,
@@ -380,5 +382,6 @@ cudaError_t scan(const struct layout *layout, const struct scan *args, bool to_b
 		*layout, *args->weights, args->layer, args->proj, args->gated, args->squares, batch,
 	};
 
-	return to_bfloat16 ? launch_for<bfloat16>(&a, segments, stream) : launch_for<float>(&a, segments, stream);
+	return to_bfloat16 ? launch_for<bfloat16>(&a, args->early, segments, stream) :
+			     launch_for<float>(&a, args->early, segments, stream);
 }

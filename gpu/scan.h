@@ -13,6 +13,7 @@ struct scan {
 	const void *proj; /* [rows, proj_cols] */
 	void *gated;      /* [rows, inner_cols]: y * silu(z) * gated_norm, not yet scaled */
 	float *squares;   /* [rows, heads]: sums of (y * silu(z))^2 over a head */
+	bool early;       /* see launch.cuh */
 };
 
 cudaError_t scan(const struct layout *layout, const struct scan *args, bool bfloat16, const struct batch_view *batch,

@@ -62,16 +62,22 @@ static __device__ inline void publish_to_async(void)
 	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-#define ACC_8(d, i)                                                                                                  \
-	"+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),  \
-		"+f"(d[i + 7])
+#define ACC_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define ACC_8(d, i) ACC_4(d, i), ACC_4(d, i + 4)
+#define ACC_12 ACC_8(d, 0), ACC_4(d, 8)
+#define ACC_16 ACC_8(d, 0), ACC_8(d, 8)
+#define ACC_24 ACC_16, ACC_8(d, 16)
 #define ACC_32(d, i) ACC_8(d, i), ACC_8(d, i + 8), ACC_8(d, i + 16), ACC_8(d, i + 24)
-#define NAMES_32                                                                                                     \
-	"%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "  \
-	"%23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NAMES_64                                                                                                     \
-	NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, " \
-		 "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ACC_48 ACC_32(d, 0), ACC_8(d, 32), ACC_8(d, 40)
+#define NAMES_4 "%0, %1, %2, %3"
+#define NAMES_8 NAMES_4 ", %4, %5, %6, %7"
+#define NAMES_12 NAMES_8 ", %8, %9, %10, %11"
+#define NAMES_16 NAMES_12 ", %12, %13, %14, %15"
+#define NAMES_24 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define NAMES_32 NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_48 NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define NAMES_64 \
+	NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 /* d [64, 64] (+)= a [64, 16] b [16, 64]^T: both from shared memory, K-major; ADD false: d starts from zero. */
 template <bool ADD>
@@ -100,6 +106,31 @@ static __device__ inline void product_across(float (&d)[64], const uint32_t (&a)
 		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+/* An operand whose rows run along the inner dimension, 128 bytes each, swizzled by eights. */
+static __device__ inline uint64_t operand_swizzled(const void *at)
+{
+	return operand_along(at, 16, 8 * 128) | (uint64_t)1 << 62;
+}
+
+/* d [64, columns] = a [64, 16] b [columns, 16]^T, both from shared memory; where add, d is added to. */
+#define PRODUCT_SWIZZLED(columns, names, outputs, a_, b_, add_)                                                      \
+	static __device__ inline void product_swizzled(float (&d)[columns / 2], uint64_t a, uint64_t b, bool add)    \
+	{                                                                                                            \
+		asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_ ", 0;\n"                                  \
+			     "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" names "}, " a_ ", " b_   \
+			     ", add, 1, 1, 0, 0;\n}"                                                                 \
+			     : outputs                                                                               \
+			     : "l"(a), "l"(b), "r"((int)add));                                                       \
+	}
+
+PRODUCT_SWIZZLED(8, NAMES_4, ACC_4(d, 0), "%4", "%5", "%6")
+PRODUCT_SWIZZLED(16, NAMES_8, ACC_8(d, 0), "%8", "%9", "%10")
+PRODUCT_SWIZZLED(24, NAMES_12, ACC_12, "%12", "%13", "%14")
+PRODUCT_SWIZZLED(32, NAMES_16, ACC_16, "%16", "%17", "%18")
+PRODUCT_SWIZZLED(48, NAMES_24, ACC_24, "%24", "%25", "%26")
+PRODUCT_SWIZZLED(64, NAMES_32, ACC_32(d, 0), "%32", "%33", "%34")
+PRODUCT_SWIZZLED(96, NAMES_48, ACC_48, "%48", "%49", "%50")
+
 /* Four cores from registers to shared memory; lane l gives the address of row l % 8 of core l / 8. */
 static __device__ inline void store_cores(void *row, const uint32_t (&r)[4])
 {
@@ -121,6 +152,15 @@ static __device__ inline void box_copy(void *to, const CUtensorMap *map, int col
 	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
 		     "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
 		     "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+		     : "memory");
+}
+
+/* The same of a map of operands: pieces of 64 columns from `piece` on. */
+static __device__ inline void operand_copy(void *to, const CUtensorMap *map, int piece, int row, uint64_t *barrier)
+{
+	asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+		     "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(to)),
+		     "l"(map), "r"(0), "r"(row), "r"(piece), "r"(shared_address(barrier))
 		     : "memory");
 }
 

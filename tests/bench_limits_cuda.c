@@ -29,11 +29,10 @@ static int enqueue_products(const struct bench_meter *meter, struct error *err)
 	for (int i = 0; i < f->layout.layers && rc == 0; i++) {
 		const struct layer_weights *w = &f->weights->layers[i];
 
-		rc = cublas_check(matmul_run(f->in_proj, f->normed, w->in_proj, w->in_proj_bias, f->proj, meter->rows),
-				  "in_proj", err);
+		rc = matmul_run_library(f->in_proj, f->normed, w->in_proj, w->in_proj_bias, f->proj, meter->rows,
+					err);
 		if (rc == 0)
-			rc = cublas_check(matmul_run(f->out_proj, f->gated, w->out_proj, NULL, f->mixed, meter->rows),
-					  "out_proj", err);
+			rc = matmul_run_library(f->out_proj, f->gated, w->out_proj, NULL, f->mixed, meter->rows, err);
 	}
 	return rc;
 }

@@ -5,7 +5,7 @@
 #	tests/gpu/run.sh [units] [e2e] [peers] [sanitizers] [table]
 #
 # Runs the programs of ./build, or of the folder in MAMBA2D_BUILD, which "make && make tests/check_cuda
-# tests/bench_forward" leaves there.  What the machine has not (pytest with pyzmq, msgpack and NumPy; PyTorch with
+# tests/check_products tests/bench_forward" leaves there.  What the machine has not (pytest with pyzmq, msgpack and NumPy; PyTorch with
 # transformers; compute-sanitizer and nvcc) is skipped, and said.  Ends with the line "stages: N passed, N failed, N
 # skipped"; exit status 0 if none failed, 77 without a GPU.
 set -eu
@@ -72,6 +72,7 @@ asked() {
 
 if asked units; then
 	stage "unit tests" "$check"
+	stage "products of few rows" "$MAMBA2D_BUILD/tests/check_products"
 fi
 if asked e2e; then
 	if python3 -c 'import pytest, zmq, msgpack, numpy' 2>/dev/null; then
@@ -94,7 +95,7 @@ if asked sanitizers; then
 			stage "$tool" sanitize "$tool" --kernel-name-exclude kns=multiply
 		done
 		# The kernels with shared memory, one after another: racecheck does not survive all of them at once.
-		for kernel in add_norm_rows prepare_chunks scan_heads ssd_outputs ssd_segments ssd_states; do
+		for kernel in add_norm_rows prepare_chunks product_few scan_heads ssd_outputs ssd_segments ssd_states; do
 			stage "racecheck $kernel" sanitize racecheck --kernel-name "kns=$kernel"
 		done
 	else
