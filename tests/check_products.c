@@ -130,13 +130,15 @@ static bool have_gpu(void)
 
 int main(void)
 {
-	Suite *suite = suite_create("products");
-	TCase *bits = tcase_create("bits");
+	Suite *suite;
+	TCase *bits;
 
 	if (!have_gpu()) {
 		fputs("no GPU of compute capability 9.0\n", stderr);
 		return 77;
 	}
+	suite = suite_create("products");
+	bits = tcase_create("bits");
 	setenv("CK_FORK", "no", 1); /* a forked child cannot use its parent's GPU */
 	tcase_add_loop_test(bits, every_cut_gives_the_librarys_bits, 0, N_SHAPES);
 	tcase_add_loop_test(bits, rows_do_not_meet, 0, N_SHAPES);
