@@ -542,6 +542,29 @@ static uint64_t answered_epoch(void)
 	return epoch;
 }
 
+START_TEST(a_stream_that_is_rewound_is_told_nothing_of_a_reload)
+{
+	struct message ack;
+
+	start(true, SETTINGS("state.interval=1000"));
+	feed('a');
+	ask("snapshot", "a", NULL);
+	answered(NULL);
+	fake_stuck = true;
+	say('x', 'a', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_from = true, .has_got = true });
+	UNTIL(server.slots[0].use == SLOT_RESUMING || !list_empty(&server.loading));
+	n_seen = 0;
+	ask("reload", "a", NULL);
+	answered(NULL);
+	fake_stuck = false;
+	ack = hear('a', MESSAGE_ACK);
+	ck_assert_uint_eq(ack.next, 0);
+	say_rows('x', 'a', 0, 9);
+	hear_rows('a', 8);
+	stop();
+}
+END_TEST
+
 START_TEST(a_reset_is_answered_when_it_is_on_disk)
 {
 	start(true, SETTINGS("state.interval=1000"));
@@ -785,6 +808,7 @@ int main(void)
 	tcase_add_loop_test(cases, a_state_that_is_asked_for_has_all_rows_accepted_before, 0, 3);
 	tcase_add_test(cases, another_streams_failure_is_no_failure_of_a_snapshot);
 	tcase_add_test(cases, a_stream_comes_back_when_its_state_can_be_copied);
+	tcase_add_test(cases, a_stream_that_is_rewound_is_told_nothing_of_a_reload);
 	tcase_add_test(cases, a_reset_is_answered_when_it_is_on_disk);
 	tcase_add_test(cases, a_stream_on_disk_is_reset_to_the_epoch_after);
 	tcase_add_test(cases, a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drains);
