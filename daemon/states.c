@@ -266,7 +266,7 @@ void states_closed(struct server *server, struct stream *stream)
 
 	if (!saved)
 		return;
-	if (!stream->reply || stream->after) {
+	if (!stream->reply || stream->after || !states_has(saved, stream->epoch)) { /* not: those of an epoch before */
 		states_forget(server, saved);
 		return;
 	}

@@ -122,7 +122,7 @@ void states_forget(struct server *server, struct saved *saved);
 /* A life begins: what was kept of a closed one before it is no longer needed. */
 void states_begun(struct server *server, const struct stream *stream);
 
-/* The life ended by a close: forget its states, or keep them while its peer may still lack hidden states or the end. */
+/* The life ended by a close: forget all states, or keep its own while its peer may lack hidden states or the end. */
 void states_closed(struct server *server, struct stream *stream);
 
 /* The position before which rows of the stream never have to be sent again. */

@@ -653,6 +653,23 @@ START_TEST(a_stream_that_ends_is_reset_when_it_has_ended)
 }
 END_TEST
 
+/* What is on disk then is of the epoch before, which is over: it does not come back in its place. */
+START_TEST(an_epoch_that_is_closed_before_it_is_saved_leaves_nothing)
+{
+	start(true, SETTINGS("state.interval=1000"));
+	feed('a');
+	ask("snapshot", "a", NULL);
+	answered(NULL);
+	say('x', 'a', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .epoch = 1 });
+	say('x', 'a', &(struct message){ .type = MESSAGE_CLOSE, .epoch = 1 });
+	UNTIL(!server.streams.n);
+	n_seen = 0;
+	say('x', 'a', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_from = true, .from = 9 });
+	ck_assert_uint_eq(hear('a', MESSAGE_ACK).next, 0);
+	stop();
+}
+END_TEST
+
 /* --- memory --- */
 
 START_TEST(rows_wait_for_memory_for_their_hidden_states)
@@ -815,6 +832,7 @@ int main(void)
 	tcase_add_test(cases, the_last_epoch_is_not_reset);
 	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_comes_first);
 	tcase_add_test(cases, a_stream_that_ends_is_reset_when_it_has_ended);
+	tcase_add_test(cases, an_epoch_that_is_closed_before_it_is_saved_leaves_nothing);
 	tcase_add_test(cases, rows_wait_for_memory_for_their_hidden_states);
 	tcase_add_test(cases, a_stream_without_memory_to_come_back_is_refused);
 	tcase_add_test(cases, what_waits_for_room_is_bounded);
