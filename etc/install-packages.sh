@@ -11,8 +11,9 @@ for option in "$@"; do
 	case $option in
 	--example) packages="$packages $python" ;;
 	--tests) packages="$packages $python python3-pytest python3-pytest-xdist python3-yaml check valgrind clang"
-		packages="$packages libclang-rt-14-dev shellcheck xz-utils mandoc man-db debhelper dh-python pybuild-plugin-pyproject python3-all"
-		packages="$packages build-essential python3-setuptools lintian cppcheck clang-tidy" ;;
+		packages="$packages libclang-rt-14-dev shellcheck xz-utils mandoc man-db debhelper dh-python"
+		packages="$packages pybuild-plugin-pyproject python3-all build-essential python3-setuptools"
+		packages="$packages lintian cppcheck clang-tidy" ;;
 	*) echo "usage: $0 [--example] [--tests]" >&2; exit 2 ;;
 	esac
 done

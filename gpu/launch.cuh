@@ -15,7 +15,7 @@ static __device__ inline void next_may_begin(void)
 #endif
 }
 
-/* Until the kernel before this one has ended, where this one began early: before what it wrote is read or overwritten. */
+/* Wait, where this kernel began early, for the end of the one ahead: before what that one wrote is read or written. */
 static __device__ inline void previous_ended(void)
 {
 #if __CUDA_ARCH__ >= 900

@@ -96,7 +96,8 @@ static __device__ void multiply_all(const struct product_params &a, const struct
 
 template <int COLUMNS> static __device__ void store_all(const struct product_params &a, const float (&d)[COLUMNS / 2])
 {
-	int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4, column = blockIdx.x * COLUMNS + lane % 4 * 2;
+	int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+	int column = blockIdx.x * COLUMNS + lane % 4 * 2;
 
 #pragma unroll
 	for (int i = 0; i < COLUMNS / 8; i++)

@@ -1,6 +1,6 @@
 /*
  * Kernel: products of few rows, y [rows, n] = x [rows, k] w [n, k]^T in bfloat16 with float32 sums, for compute
- * capability 9.0.  What takes time is the weights' way to the processors: they set out before the kernel ahead has ended.
+ * capability 9.0.  What takes time is the way of the weights: they set out before the kernel ahead has ended.
  */
 #ifndef GPU_PRODUCT_H
 #define GPU_PRODUCT_H

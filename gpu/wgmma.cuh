@@ -116,9 +116,9 @@ static __device__ inline uint64_t operand_swizzled(const void *at)
 #define PRODUCT_SWIZZLED(columns, names, outputs, a_, b_, add_)                                                      \
 	static __device__ inline void product_swizzled(float (&d)[columns / 2], uint64_t a, uint64_t b, bool add)    \
 	{                                                                                                            \
-		asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_ ", 0;\n"                                  \
-			     "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" names "}, " a_ ", " b_   \
-			     ", add, 1, 1, 0, 0;\n}"                                                                 \
+		asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_ ", 0;\n"                                   \
+			     "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32.bf16.bf16 {" names "}, " a_       \
+			     ", " b_ ", add, 1, 1, 0, 0;\n}"                                                         \
 			     : outputs                                                                               \
 			     : "l"(a), "l"(b), "r"((int)add));                                                       \
 	}

@@ -17,7 +17,7 @@
 static const size_t row_counts[] = { 1, 7, 8, 9, 16, 31, 33, 63, 64 };
 #define N_ROW_COUNTS (sizeof row_counts / sizeof *row_counts)
 
-/* Columns of y and of x: of mamba2-130m; with a last block that has few columns; with fewer pieces than a copy brings. */
+/* Columns of y and of x: mamba2-130m; few columns for the last block; fewer pieces than a copy brings; mamba2-2.7b. */
 static const struct {
 	size_t n, k;
 } shapes[] = { { 3392, 768 }, { 768, 1536 }, { 200, 1344 }, { 72, 64 }, { 2560, 5120 } };
