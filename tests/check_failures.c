@@ -670,6 +670,28 @@ START_TEST(an_epoch_that_is_closed_before_it_is_saved_leaves_nothing)
 }
 END_TEST
 
+/* The states on disk are those of the life that ends: what its peer has confirmed of it says nothing of the next. */
+START_TEST(a_stream_begun_anew_while_it_ends_counts_no_states_as_its_own)
+{
+	struct message ack;
+
+	start(true, SETTINGS("state.interval=1000"));
+	feed('a');
+	ask("snapshot", "a", NULL);
+	answered(NULL);
+	fake_stuck = true;
+	say('x', 'a', &(struct message){ .type = MESSAGE_CLOSE });
+	turn();
+	n_seen = 0;
+	say('x', 'a', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_got = true, .got = 9 });
+	ack = hear('a', MESSAGE_ACK);
+	ck_assert_uint_eq(ack.next, 0);
+	ck_assert_uint_eq(ack.durable, 0);
+	fake_stuck = false;
+	stop();
+}
+END_TEST
+
 /* --- memory --- */
 
 START_TEST(rows_wait_for_memory_for_their_hidden_states)
@@ -833,6 +855,7 @@ int main(void)
 	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_comes_first);
 	tcase_add_test(cases, a_stream_that_ends_is_reset_when_it_has_ended);
 	tcase_add_test(cases, an_epoch_that_is_closed_before_it_is_saved_leaves_nothing);
+	tcase_add_test(cases, a_stream_begun_anew_while_it_ends_counts_no_states_as_its_own);
 	tcase_add_test(cases, rows_wait_for_memory_for_their_hidden_states);
 	tcase_add_test(cases, a_stream_without_memory_to_come_back_is_refused);
 	tcase_add_test(cases, what_waits_for_room_is_bounded);
