@@ -4,6 +4,7 @@
  */
 #include "daemon/states.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,8 +22,8 @@ static void read_state(struct server *server, struct stream *stream, struct slot
 	slot->saved = NULL;
 	stream->slot = slot;
 	slot->task = (struct store_job){
-		.task = STORE_READ, .state = slot->state, .rewinding = stream->rewinding, .epoch = stream->epoch,
-		.from = stream->from, .owner = slot
+		.task = STORE_READ, .state = slot->state, .rewinding = stream->rewinding,
+		.epoch_known = stream->rewound, .epoch = stream->epoch, .from = stream->from, .owner = slot
 	};
 	if (saved)
 		slot->task.generations = saved->generations;
@@ -162,11 +163,7 @@ void resuming_read(struct server *server, struct slot *slot)
 		return;
 	}
 	states_well(server, STORE_READ);
-	if (!saved) { /* it was forgotten meanwhile */
-		states_free_slot(server, slot);
-		begin_anew(server, stream);
-		return;
-	}
+	assert(saved); /* while a stream comes back its states are not forgotten: all that would do so waits */
 	if (task->error.code) {
 		char why[sizeof task->error.text];
 
@@ -241,11 +238,7 @@ void resuming_copied(struct server *server, struct slot *slot)
 		return;
 	}
 	saved = states_find(server, stream->key);
-	if (!saved) { /* it was forgotten meanwhile */
-		states_free_slot(server, slot);
-		begin_anew(server, stream);
-		return;
-	}
+	assert(saved);
 	if (error.code || resuming_adopt(server, stream, slot->state, &error)) {
 		try_later(server, slot, &error);
 		return;

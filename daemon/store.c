@@ -190,7 +190,7 @@ static void task_read(struct store *store, struct store_job *job)
 		}
 		if (rc)
 			return;
-		if (job->rewinding && !sound && generation->epoch != job->epoch)
+		if (job->rewinding && !job->epoch_known && !sound && generation->epoch != job->epoch)
 			job->rewinding = false; /* the message is of another epoch: the loop will see to it */
 		sound = true;
 		job->found = !job->rewinding || generation_suits(generation, job->epoch, job->from);

@@ -32,6 +32,7 @@ struct store_job {
 	uint64_t number;         /* STORE_WRITE; STORE_REMOVE: one more to remove, 0: none */
 	struct generations generations; /* those there are; STORE_READ fills in what it learned of them */
 	bool rewinding;          /* STORE_READ: only a state of `epoch` with emitted <= from will do, */
+	bool epoch_known;        /* if not: unless the newest is of another epoch, which is the stream's then */
 	uint64_t epoch, from;
 	bool found; /* STORE_READ: state is filled in; if not, though rewinding: none suits, go on from 0 */
 	bool damaged[GENERATIONS_MAX]; /* STORE_READ: put aside, and why the last one was: */

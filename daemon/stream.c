@@ -262,6 +262,7 @@ int stream_rewind(struct server *server, struct stream *stream, struct stream **
 		return rc;
 	life->source_epoch = stream->source_epoch;
 	life->source_origin = stream->source_origin;
+	life->rewound = true;
 	stream_feed(server, stream, NULL);
 	stream->accepted = stream->submitted; /* the rest will come again */
 	*ret_stream = life;

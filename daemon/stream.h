@@ -116,7 +116,8 @@ struct stream {
 	int64_t unsaved_ms;    /* since then */
 	bool hold;             /* kept out of batches until it is saved */
 	uint64_t cut;          /* not before so many rows are computed */
-	bool rewinding;        /* STREAM_LOADING: to a state with emitted <= from */
+	bool rewinding;        /* STREAM_LOADING: to a state with emitted <= from, */
+	bool rewound;          /* by stream_rewind: its epoch is the stream's own, not what a message says */
 	uint64_t from;
 	int64_t retry_ms;      /* STREAM_LOADING: not read before: the last attempt failed */
 	struct held_list held; /* STREAM_LOADING, STREAM_ENDING: messages that wait */

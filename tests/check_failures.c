@@ -692,6 +692,44 @@ START_TEST(a_stream_begun_anew_while_it_ends_counts_no_states_as_its_own)
 }
 END_TEST
 
+/* The epoch that a gap began has no state: one could not be written, the next fails while it is waited for. */
+START_TEST(a_stream_that_is_rewound_stays_in_its_epoch)
+{
+	char key[HASH_TEXT], second[256];
+	struct message ack;
+
+	start(true, SETTINGS("state.interval=1000", "streams.on_gap=reset"));
+	feed('a');
+	ask("snapshot", "a", NULL);
+	answered(NULL);
+	store_key("a", 1, key);
+	snprintf(second, sizeof second, "%s/%s-%016x.safetensors", server.config->state.dir, key, 2);
+	ck_assert_int_eq(mkdir(second, 0700), 0);
+	say_rows('x', 'a', 50, 9); /* epoch 1, whose position 0 this is */
+	hear_rows('a', 9);
+	hear_rows('a', 8);
+	UNTIL(server.state_stats.errors == 1);
+	fake_stuck = true;
+	ask("snapshot", "a", NULL);
+	UNTIL(server.slots[0].use == SLOT_SAVING);
+	n_seen = 0;
+	say('x', 'a', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_from = true, .from = 54 });
+	turn();
+	fake_broken = ERR_DEVICE;
+	fake_stuck = false;
+	UNTIL(server.state_stats.errors == 2);
+	fake_broken = 0;
+	ack = hear('a', MESSAGE_ACK);
+	ck_assert_uint_eq(ack.epoch, 1);
+	ck_assert_uint_eq(ack.next, 0);
+	say_rows('x', 'a', 50, 9);
+	hear_rows('a', 8);
+	ck_assert_uint_eq(stream_find(&server, "a", 1)->epoch, 1);
+	ck_assert_int_eq(rmdir(second), 0);
+	stop();
+}
+END_TEST
+
 /* --- memory --- */
 
 START_TEST(rows_wait_for_memory_for_their_hidden_states)
@@ -856,6 +894,7 @@ int main(void)
 	tcase_add_test(cases, a_stream_that_ends_is_reset_when_it_has_ended);
 	tcase_add_test(cases, an_epoch_that_is_closed_before_it_is_saved_leaves_nothing);
 	tcase_add_test(cases, a_stream_begun_anew_while_it_ends_counts_no_states_as_its_own);
+	tcase_add_test(cases, a_stream_that_is_rewound_stays_in_its_epoch);
 	tcase_add_test(cases, rows_wait_for_memory_for_their_hidden_states);
 	tcase_add_test(cases, a_stream_without_memory_to_come_back_is_refused);
 	tcase_add_test(cases, what_waits_for_room_is_bounded);
