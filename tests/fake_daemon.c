@@ -3,7 +3,7 @@
 
 #include <dirent.h>
 #include <stdio.h>
-#include <sys/stat.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -39,8 +39,8 @@ int clock_gettime(clockid_t clock, struct timespec *time)
 
 void fake_folder_make(void)
 {
-	snprintf(folder, sizeof folder, "/dev/shm/mamba2d-fuzz-%d", (int)getpid());
-	must(!mkdir(folder, 0700));
+	snprintf(folder, sizeof folder, "/dev/shm/mamba2d-fuzz-XXXXXX");
+	must(mkdtemp(folder));
 }
 
 void fake_folder_remove(void)
