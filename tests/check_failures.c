@@ -393,7 +393,7 @@ START_TEST(a_state_that_cannot_be_copied_in_replaces_nothing)
 {
 	struct control exported;
 
-	start(true, SETTINGS("window=4", "streams.max=2"));
+	start(true, SETTINGS("state.interval=1000", "streams.max=2"));
 	feed('b');
 	feed('c');
 	say_rows('x', 'c', 9, 3);
