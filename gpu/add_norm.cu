@@ -162,7 +162,7 @@ add_norm_rows(const struct layout l, const struct add_norm a, const struct batch
 }
 
 template <typename T>
-static void launch(const struct layout *l, const struct add_norm *a, const struct batch_view *batch, size_t rows,
+static cudaError_t launch(const struct layout *l, const struct add_norm *a, const struct batch_view *batch, size_t rows,
 		   int processors, cudaStream_t stream)
 {
 	int eights = l->hidden_cols / 8, warps = (eights + 31) / 32;
@@ -170,21 +170,15 @@ static void launch(const struct layout *l, const struct add_norm *a, const struc
 	int vectors = (eights + threads - 1) / threads;
 	size_t resident = (size_t)processors * (size_t)(1024 / threads); /* the registers hold no more */
 	unsigned blocks = (unsigned)(rows < resident ? rows : resident);
+	auto kernel = vectors == 1 ? add_norm_rows<T, 1> :
+		      vectors == 2 ? add_norm_rows<T, 2> : add_norm_rows<T, MAX_VECTORS>;
 
-	if (vectors == 1)
-		launch_early(a->early, add_norm_rows<T, 1>, blocks, threads, 0, stream, *l, *a, batch);
-	else if (vectors == 2)
-		launch_early(a->early, add_norm_rows<T, 2>, blocks, threads, 0, stream, *l, *a, batch);
-	else
-		launch_early(a->early, add_norm_rows<T, MAX_VECTORS>, blocks, threads, 0, stream, *l, *a, batch);
+	return launch_early(a->early, kernel, blocks, threads, 0, stream, *l, *a, batch);
 }
 
 cudaError_t add_norm(const struct layout *layout, const struct add_norm *args, bool to_bfloat16,
 		     const struct batch_view *batch, size_t rows, int processors, cudaStream_t stream)
 {
-	if (to_bfloat16)
-		launch<bfloat16>(layout, args, batch, rows, processors, stream);
-	else
-		launch<float>(layout, args, batch, rows, processors, stream);
-	return cudaGetLastError();
+	return to_bfloat16 ? launch<bfloat16>(layout, args, batch, rows, processors, stream) :
+			     launch<float>(layout, args, batch, rows, processors, stream);
 }

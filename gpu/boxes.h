@@ -5,7 +5,6 @@
 #define GPU_BOXES_H
 
 #include <cuda.h>
-#include <stdbool.h>
 #include <stddef.h>
 
 #include "model/error.h"

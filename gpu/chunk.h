@@ -60,7 +60,7 @@ cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weight
  * Whole segments, one chunk after another, the state on chip.  For compute capability 9.0 and heads of 64.
  * proj_boxes: of proj, CHUNK_ROWS by GROUP_COLUMNS.
  */
-bool chunk_segments_serves(const struct layout *layout, int major, int minor);
+bool chunk_segments_serves(const struct layout *layout);
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
 			   const struct chunk_buffers *buffers, const CUtensorMap *proj_boxes,
 			   const struct batch_view *batch, size_t segments, int processors, cudaStream_t stream);

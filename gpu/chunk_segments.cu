@@ -250,9 +250,9 @@ ssd_segments(const __grid_constant__ struct segments_params a)
 #endif
 }
 
-bool chunk_segments_serves(const struct layout *layout, int major, int minor)
+bool chunk_segments_serves(const struct layout *layout)
 {
-	return major == 9 && minor == 0 && layout->head_dim == GROUP_COLUMNS;
+	return layout->head_dim == GROUP_COLUMNS;
 }
 
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,

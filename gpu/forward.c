@@ -169,6 +169,7 @@ cudaError_t forward_mix(const struct forward *forward, int i, const struct batch
 	const struct layer_weights *weights = &f->weights->layers[i];
 	struct scan args = { weights, i, f->proj, f->gated, f->squares, matmul_own(f->in_proj, size->rows) };
 	cudaError_t status;
+
 	if (mixer == MIXER_SCAN)
 		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
 	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->stream);

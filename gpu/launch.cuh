@@ -23,6 +23,7 @@ static __device__ inline void previous_ended(void)
 #endif
 }
 
+/* Launch; early: where the one before it lets it, and it waits for that one's end. */
 template <typename... Parameters, typename... Arguments>
 static inline cudaError_t launch_early(bool early, void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
 				       size_t shared, cudaStream_t stream, const Arguments &...arguments)

@@ -24,7 +24,7 @@ static inline unsigned product_box_rows(size_t rows)
 
 /*
  * x, w: boxes of operands, PRODUCT_PIECES long, of product_box_rows(rows) and cut rows; n even, k a multiple of 64.
- * Begins early: see launch.cuh.
+ * Begins early: see launch.cuh.  cudaErrorInvalidValue: the cut is too wide for so many rows.
  */
 cudaError_t product(int cut, const CUtensorMap *x, const CUtensorMap *w, void *y, size_t rows, size_t n, size_t k,
 		    cudaStream_t stream);

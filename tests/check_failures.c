@@ -240,6 +240,19 @@ static void feed(char stream)
 	hear_rows(stream, 8);
 }
 
+/* Have a stream saved, or "": all. */
+static void snapshot(const char *stream)
+{
+	ask("snapshot", stream, NULL);
+	answered(NULL);
+}
+
+static struct control export_of(const char *stream)
+{
+	ask("export", stream, NULL);
+	return answered(NULL);
+}
+
 /* --- devices --- */
 
 /* How often a batch fails before the end, and for how long it is left in peace in between. */
@@ -370,16 +383,14 @@ START_TEST(a_state_that_cannot_be_copied_in_makes_no_stream)
 
 	start(false, SETTINGS("window=4"));
 	feed('a');
-	ask("export", "a", NULL);
-	exported = answered(NULL);
+	exported = export_of("a");
 	fake_broken = ERR_DEVICE;
 	ask("import", "b", &exported);
 	answered("internal");
 	fake_broken = 0;
 	ask("close", "b", NULL);
 	answered("closed");
-	ask("export", "a", NULL);
-	exported = answered(NULL);
+	exported = export_of("a");
 	ask("import", "b", &exported);
 	answered(NULL);
 	ck_assert_uint_eq(open_stream('x', 'b'), 9);
@@ -400,8 +411,7 @@ START_TEST(a_state_that_cannot_be_copied_in_replaces_nothing)
 	hear_rows('c', 12);
 	open_stream('x', 'd'); /* the one that is idle longest, b, leaves memory */
 	for (const char *to = "cb"; *to; to++) {
-		ask("export", "d", NULL);
-		exported = answered(NULL);
+		exported = export_of("d");
 		fake_broken = ERR_DEVICE;
 		ask("import", (char[]){ *to, '\0' }, &exported);
 		answered("internal");
@@ -419,8 +429,7 @@ START_TEST(a_state_that_is_copied_in_when_there_is_no_room_any_more_is_refused)
 
 	start(false, SETTINGS("window=4", "streams.max=2"));
 	feed('a');
-	ask("export", "a", NULL);
-	exported = answered(NULL);
+	exported = export_of("a");
 	fake_stuck = true;
 	ask("import", "b", &exported);
 	UNTIL(server.slots[0].use == SLOT_RESUMING && server.slots[0].stream->in_flight);
@@ -442,8 +451,7 @@ START_TEST(a_state_that_cannot_be_copied_is_saved_later)
 	answered("internal");
 	ck_assert_uint_eq(server.state_stats.errors, 1);
 	fake_broken = 0;
-	ask("snapshot", "a", NULL);
-	answered(NULL);
+	snapshot("a");
 	ck_assert_uint_eq(server.state_stats.saved, 1);
 	stop();
 }
@@ -485,8 +493,7 @@ START_TEST(another_streams_failure_is_no_failure_of_a_snapshot)
 	feed('b');
 	say('x', 'b', &(struct message){ .type = MESSAGE_FLUSH });
 	hear_rows('b', 9);
-	ask("snapshot", "b", NULL);
-	answered(NULL);
+	snapshot("b");
 	store_key("b", 1, key);
 	snprintf(mark, sizeof mark, "%s/%s.closed", server.config->state.dir, key);
 	ck_assert_int_eq(mkdir(mark, 0700), 0);
@@ -549,8 +556,7 @@ START_TEST(a_stream_that_is_rewound_is_told_nothing_of_a_reload)
 	start(true, SETTINGS("state.interval=1000"));
 	open_stream('x', 'a');
 	say_rows('x', 'a', 0, 3);
-	ask("snapshot", "a", NULL);
-	answered(NULL);
+	snapshot("a");
 	say_rows('x', 'a', 3, 6);
 	hear_rows('a', 8);
 	fake_stuck = true;
@@ -661,8 +667,7 @@ START_TEST(an_epoch_that_is_closed_before_it_is_saved_leaves_nothing)
 {
 	start(true, SETTINGS("state.interval=1000"));
 	feed('a');
-	ask("snapshot", "a", NULL);
-	answered(NULL);
+	snapshot("a");
 	say('x', 'a', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .epoch = 1 });
 	say('x', 'a', &(struct message){ .type = MESSAGE_CLOSE, .epoch = 1 });
 	UNTIL(!server.streams.n);
@@ -680,8 +685,7 @@ START_TEST(a_stream_begun_anew_while_it_ends_counts_no_states_as_its_own)
 
 	start(true, SETTINGS("state.interval=1000"));
 	feed('a');
-	ask("snapshot", "a", NULL);
-	answered(NULL);
+	snapshot("a");
 	fake_stuck = true;
 	say('x', 'a', &(struct message){ .type = MESSAGE_CLOSE });
 	turn();
@@ -703,8 +707,7 @@ START_TEST(a_stream_that_is_rewound_stays_in_its_epoch)
 
 	start(true, SETTINGS("state.interval=1000", "streams.on_gap=reset"));
 	feed('a');
-	ask("snapshot", "a", NULL);
-	answered(NULL);
+	snapshot("a");
 	store_key("a", 1, key);
 	snprintf(second, sizeof second, "%s/%s-%016x.safetensors", server.config->state.dir, key, 2);
 	ck_assert_int_eq(mkdir(second, 0700), 0);
@@ -857,8 +860,7 @@ START_TEST(a_daemon_that_ends_while_a_state_is_copied_in_leaves_nothing_behind)
 
 	start(false, SETTINGS("window=4"));
 	feed('a');
-	ask("export", "a", NULL);
-	exported = answered(NULL);
+	exported = export_of("a");
 	fake_stuck = true;
 	ask("import", "b", &exported);
 	UNTIL(server.slots[0].use == SLOT_RESUMING && server.slots[0].stream->in_flight);

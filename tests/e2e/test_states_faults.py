@@ -352,15 +352,22 @@ def wait_for_error(daemon):
     return states(daemon)["error"]
 
 
+def leave_on_disk(daemon, stream, rows, want, *stops):
+    """A stream with a state at each of these rows, and a daemon that has not read them yet."""
+    daemon.start()
+    producer = Producer(daemon, stream, rows, want)
+    for stop in stops:
+        producer.encode(stop)
+        assert producer.save()["ok"]
+    daemon.kill()
+    daemon.start()
+    return producer
+
+
 @pytest.mark.parametrize("error", [errno.EIO, errno.EMFILE], ids=errno.errorcode.get)
 def test_a_state_that_cannot_be_read_just_now(daemon, faults, rows, want, error):
     """Its messages wait, others are served, and it comes back."""
-    daemon.start()
-    producer = Producer(daemon, b"unread", rows, want)
-    producer.encode(20)
-    assert producer.save()["ok"]
-    daemon.kill()
-    daemon.start()
+    leave_on_disk(daemon, b"unread", rows, want, 20)
     faults.arm("o", 0, FOR_GOOD, error)
     peer = Peer(daemon)
     peer.header(b"unread", type="open", reply=True, **{"from": 20})
@@ -374,12 +381,7 @@ def test_a_state_that_cannot_be_read_just_now(daemon, faults, rows, want, error)
 
 
 def test_an_export_that_cannot_be_read_just_now(daemon, faults, rows, want):
-    daemon.start()
-    producer = Producer(daemon, b"unread", rows, want)
-    producer.encode(20)
-    assert producer.save()["ok"]
-    daemon.kill()
-    daemon.start()
+    leave_on_disk(daemon, b"unread", rows, want, 20)
     faults.arm("o", 0, FOR_GOOD)
     answer = daemon.ask("export", stream=b"unread")
     assert answer["code"] == "internal" and os.strerror(errno.EIO) in answer["message"]
@@ -389,13 +391,7 @@ def test_an_export_that_cannot_be_read_just_now(daemon, faults, rows, want):
 
 def test_a_state_that_is_unreadable(daemon, faults, rows, want):
     """EIO where the bytes should be: the state before it is used, as with any other damage."""
-    daemon.start()
-    producer = Producer(daemon, b"unreadable", rows, want)
-    for stop in (20, 45):
-        producer.encode(stop)
-        assert producer.save()["ok"]
-    daemon.kill()
-    daemon.start()
+    producer = leave_on_disk(daemon, b"unreadable", rows, want, 20, 45)
     faults.arm("r", 0, 1)
     consumer = Subscriber(daemon, b"unreadable")
     producer.connect()
