@@ -54,23 +54,26 @@ static __host__ __device__ inline int chunk_blocks(const struct layout *layout)
  */
 cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
-			  size_t chunks, cudaStream_t stream);
+			  size_t chunks, int processors, cudaStream_t stream);
 
 /*
  * Whole segments, one chunk after another, the state on chip.  For compute capability 9.0 and heads of 64.
- * proj_boxes: of proj, CHUNK_ROWS by GROUP_COLUMNS.
+ * proj_boxes: of proj, CHUNK_ROWS by GROUP_COLUMNS.  Begins early behind chunk_prepare: see launch.cuh.
  */
 bool chunk_segments_serves(const struct layout *layout);
 cudaError_t chunk_segments(const struct layout *layout, const struct layer_weights *weights, int layer,
 			   const struct chunk_buffers *buffers, const CUtensorMap *proj_boxes,
 			   const struct batch_view *batch, size_t segments, int processors, cudaStream_t stream);
 
-/* The same bits in two steps, for a few long segments: the states before each chunk, then all chunks at once. */
+/*
+ * The same bits in two steps, for a few long segments: the states before each chunk, then all chunks at once.  early:
+ * each begins early behind the one before.
+ */
 cudaError_t chunk_states(const struct layout *layout, int layer, const struct chunk_buffers *buffers,
-			 const struct batch_view *batch, size_t segments, cudaStream_t stream);
+			 const struct batch_view *batch, size_t segments, bool early, cudaStream_t stream);
 cudaError_t chunk_outputs(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, const struct batch_view *batch, size_t chunks,
-			  cudaStream_t stream);
+			  bool early, int processors, cudaStream_t stream);
 
 /* Raise the kernels' limits of shared memory; once before any of them is launched. */
 cudaError_t chunk_segments_setup(void);

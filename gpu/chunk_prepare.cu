@@ -1,21 +1,27 @@
 #include "gpu/chunk.cuh"
+#include "gpu/launch.cuh"
 
 /*
  * B, C (and x) = silu(conv(...));  scores = C B^T;  dt = clamp(softplus(raw + dt_bias)) and the decay since the start
  *
- * A block of eight warps takes a chunk and one of three kinds of work, the longest first: B and C of a group, and
- * their scores; 256 columns of x, as they are and times their weights in the state's step; or the steps of 32 heads.
- * Where it convolves, a warp takes 16 rows and 128 of 256 columns, a lane four.
+ * A block takes a chunk and one of three kinds of work, the longest first: B and C of a group, and their scores; 256
+ * columns of x, as they are and times their weights in the state's step; or the steps of 32 heads.  Where it convolves,
+ * a warp takes ROWS rows and 128 of 256 columns, a lane four.  A block has eight warps of 16 rows each, or 16 of eight
+ * rows where there is so little work that no two blocks share a processor.
  */
-#define WARPS BLOCK_SLICES
-#define WARP_ROWS 16
 #define X_COLUMNS 256
 #define STEP_HEADS 32
 #define STEP_PITCH (STEP_HEADS + 8)              /* numbers of a row of raw steps */
 #define X_HEADS (X_COLUMNS / BLOCK_COLUMNS * CHUNK_HEADS(64)) /* most heads of 256 columns of x */
 
+/* Warps of a block. */
+static constexpr __host__ __device__ int warps_of(int rows)
+{
+	return CHUNK_ROWS / rows * (X_COLUMNS / 128);
+}
+
 /*
- * Four rows of warps meet in shared memory, to leave together: 256 columns in cores, as chunk.cuh orders them, but
+ * Rows of warps meet in shared memory, to leave together: 256 columns in cores, as chunk.cuh orders them, but
  * further apart, which keeps the lanes of a warp off one bank.
  */
 #define CORE_PITCH 72                          /* numbers from a core to its neighbour */
@@ -33,20 +39,20 @@ static __device__ int staged(int row, int core)
 	return row / 8 * CORES_PITCH + core * CORE_PITCH + row % 8 * 8;
 }
 
-/* A lane's share of the convolution: four columns of 256, from lane_column on, in 16 rows of 64, from lane_row on. */
-struct conv_lane {
+/* A lane's share of the convolution: four columns of 256, from lane_column on, in ROWS rows of 64, from lane_row on. */
+template <int ROWS> struct conv_lane {
 	float rows[TAPS][4], weight[TAPS][4], bias[4]; /* the weights and the bias halved */
-	uint2 ahead[WARP_ROWS];
+	uint2 ahead[ROWS];
 };
 
-static __device__ int lane_column(void)
+template <int ROWS> static __device__ int lane_column(void)
 {
-	return threadIdx.x / 32 / (CHUNK_ROWS / WARP_ROWS) * 128 + threadIdx.x % 32 * 4;
+	return threadIdx.x / 32 / (CHUNK_ROWS / ROWS) * 128 + threadIdx.x % 32 * 4;
 }
 
-static __device__ int lane_row(void)
+template <int ROWS> static __device__ int lane_row(void)
 {
-	return threadIdx.x / 32 % (CHUNK_ROWS / WARP_ROWS) * WARP_ROWS;
+	return threadIdx.x / 32 % (CHUNK_ROWS / ROWS) * ROWS;
 }
 
 static __device__ void load4(const float *from, float (&v)[4])
@@ -81,16 +87,17 @@ static __device__ void conv_input(const struct chunk_params &a, const struct seg
 }
 
 /* Load all that a lane needs for column c of the convolution and the three next ones. */
+template <int ROWS>
 static __device__ void conv_begin(const struct chunk_params &a, const struct segment_view &s,
-				  const struct chunk_view &k, int c, struct conv_lane &lane)
+				  const struct chunk_view &k, int c, struct conv_lane<ROWS> &lane)
 {
 	const struct layout &l = a.layout;
-	int from = lane_row();
+	int from = lane_row<ROWS>();
 	const bfloat16 *proj = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + from) * l.proj_cols + l.inner_cols +
 			       c;
 
 #pragma unroll
-	for (int i = 0; i < WARP_ROWS; i++)
+	for (int i = 0; i < ROWS; i++)
 		lane.ahead[i] = from + i < k.rows ? *(const uint2 *)(proj + (size_t)i * l.proj_cols) : make_uint2(0, 0);
 #pragma unroll
 	for (int i = 0; i < TAPS - 1; i++)
@@ -102,7 +109,8 @@ static __device__ void conv_begin(const struct chunk_params &a, const struct seg
 }
 
 /* The i_th of the lane's rows, as pairs of columns; zero behind the chunk's end. */
-static __device__ void conv_next(struct conv_lane &lane, int i, bool valid, uint32_t (&pairs)[2])
+template <int ROWS>
+static __device__ void conv_next(struct conv_lane<ROWS> &lane, int i, bool valid, uint32_t (&pairs)[2])
 {
 	float out[4];
 
@@ -114,11 +122,12 @@ static __device__ void conv_next(struct conv_lane &lane, int i, bool valid, uint
 }
 
 /* The conv state behind the kept rows, four columns; by a warp of the block with the last kept chunk. */
+template <int ROWS>
 static __device__ void keep_conv(const struct chunk_params &a, const struct segment_view &s, int chunk, int c)
 {
 	float v[4];
 
-	if (lane_row() > 0 || chunk != s.chunk + s.kept_chunks - 1)
+	if (lane_row<ROWS>() > 0 || chunk != s.chunk + s.kept_chunks - 1)
 		return;
 	for (int i = 0; i < TAPS - 1; i++) {
 		conv_input(a, s, s.kept - (TAPS - 1) + i, c, v);
@@ -127,15 +136,16 @@ static __device__ void keep_conv(const struct chunk_params &a, const struct segm
 }
 
 /* Convolve the lane's columns, c on, to their places behind the 16 columns' core. */
+template <int ROWS>
 static __device__ void convolve_to(const struct chunk_params &a, const struct segment_view &s,
 				   const struct chunk_view &k, int c, bfloat16 *tile)
 {
-	int from = lane_row(), core = lane_column() / 16 * 2, place = c % 16 / 2;
-	struct conv_lane lane;
+	int from = lane_row<ROWS>(), core = lane_column<ROWS>() / 16 * 2, place = c % 16 / 2;
+	struct conv_lane<ROWS> lane;
 
 	conv_begin(a, s, k, c, lane);
 #pragma unroll
-	for (int i = 0; i < WARP_ROWS; i++) {
+	for (int i = 0; i < ROWS; i++) {
 		uint32_t pairs[2];
 
 		conv_next(lane, i, from + i < k.rows, pairs);
@@ -144,10 +154,11 @@ static __device__ void convolve_to(const struct chunk_params &a, const struct se
 	}
 }
 
-/* Copy eights of rows and `cores` cores of each, from core `first` on, to where they lie close together. */
+/* Copy eights of rows and `cores` cores of each, from core `first` on, to where they lie close together; by THREADS. */
+template <int THREADS>
 static __device__ void leave(const bfloat16 *tile, int first, int cores, int eights, bfloat16 *to)
 {
-	for (int i = threadIdx.x; i < eights * cores * 8; i += 32 * WARPS)
+	for (int i = threadIdx.x % THREADS; i < eights * cores * 8; i += THREADS)
 		*(uint4 *)(to + 8 * i) =
 			*(const uint4 *)(tile + staged(i / (8 * cores) * 8 + i % 8, first + i / 8 % cores));
 }
@@ -199,16 +210,18 @@ static __device__ float weight_of(const struct lane_steps &s, int j)
 	return fast_exp2(s.last - s.since[j]) * s.dt[j];
 }
 
+template <int ROWS>
 static __device__ void prepare_steps(const struct chunk_params &a, const struct chunk_view &k, int part,
 				     struct prepare_memory &s)
 {
-	int first = part * STEP_HEADS, r = threadIdx.x % 32 * 2, rows = 16 * edge_of(k);
+	int first = part * STEP_HEADS, last = min(first + STEP_HEADS, a.layout.heads);
+	int r = threadIdx.x % 32 * 2, rows = 16 * edge_of(k);
 
 	fetch_steps(a, k, first, s);
 	copies_close();
 	copies_wait<0>();
 	__syncthreads();
-	for (int head = first + threadIdx.x / 32; head < min(first + STEP_HEADS, a.layout.heads); head += WARPS) {
+	for (int head = first + threadIdx.x / 32; head < last; head += warps_of(ROWS)) {
 		const struct lane_steps v = head_steps(a, k, head, s.raw[0] + head - first);
 		float *to = steps_of(a, k, head) + r;
 
@@ -234,30 +247,31 @@ static __device__ void weigh_tile(const struct prepare_memory &s, int slice, con
 	to[j * 32 + lane] = make_uint4(left[0], left[1], left[2], left[3]);
 }
 
+template <int ROWS>
 static __device__ void prepare_x(const struct chunk_params &a, const struct segment_view &segment,
 				 const struct chunk_view &k, int chunk, int part, struct prepare_memory &s)
 {
 	const struct layout &l = a.layout;
-	int from = part * X_COLUMNS, columns = min(X_COLUMNS, l.inner - from), c = from + lane_column();
+	int from = part * X_COLUMNS, columns = min(X_COLUMNS, l.inner - from), c = from + lane_column<ROWS>();
 	int first = from / l.head_dim, heads = (from + columns - 1) / l.head_dim - first + 1, edge = edge_of(k);
 
 	fetch_steps(a, k, first / 8 * 8, s);
 	copies_close();
-	if (c < l.inner && lane_row() < 16 * edge) {
-		convolve_to(a, segment, k, c, s.tile);
-		keep_conv(a, segment, chunk, c);
+	if (c < l.inner && lane_row<ROWS>() < 16 * edge) {
+		convolve_to<ROWS>(a, segment, k, c, s.tile);
+		keep_conv<ROWS>(a, segment, chunk, c);
 	}
 	copies_wait<0>();
 	__syncthreads();
-	for (int i = threadIdx.x / 32; i < heads; i += WARPS) {
+	for (int i = threadIdx.x / 32; i < heads; i += warps_of(ROWS)) {
 		const struct lane_steps v = head_steps(a, k, first + i, s.raw[0] + first % 8 + i);
 
 		*(float2 *)&s.weights[i][threadIdx.x % 32 * 2] = make_float2(weight_of(v, 0), weight_of(v, 1));
 	}
-	for (int i = 0; i < columns / SLICE; i++)
-		leave(s.tile, 2 * i, 2, 2 * edge, x_of(a, chunk, from / SLICE + i));
+	for (int i = threadIdx.x / 128; i < columns / SLICE; i += warps_of(ROWS) / 4)
+		leave<128>(s.tile, 2 * i, 2, 2 * edge, x_of(a, chunk, from / SLICE + i));
 	__syncthreads();
-	for (int i = threadIdx.x / 32; i < columns / SLICE * edge; i += WARPS) {
+	for (int i = threadIdx.x / 32; i < columns / SLICE * edge; i += warps_of(ROWS)) {
 		int slice = i / edge, head = (from + slice * SLICE) / l.head_dim - first;
 
 		weigh_tile(s, slice, s.weights[head], i % edge, weighted_of(a, chunk, from / SLICE + slice));
@@ -283,21 +297,22 @@ static __device__ void score(const bfloat16 *tile, int state, int i, int j, floa
 	*(float4 *)(to + 128 + lane * 4) = make_float4(sum[1][0], sum[1][1], sum[1][2], sum[1][3]);
 }
 
+template <int ROWS>
 static __device__ void prepare_bc(const struct chunk_params &a, const struct segment_view &s,
 				  const struct chunk_view &k, int chunk, int group, bfloat16 *tile)
 {
 	const struct layout &l = a.layout;
-	int edge = edge_of(k), which = lane_column() / l.state; /* 0: B, 1: C */
-	int c = l.inner_cols + (which * l.groups + group) * l.state + lane_column() % l.state;
+	int edge = edge_of(k), which = lane_column<ROWS>() / l.state; /* 0: B, 1: C */
+	int c = l.inner_cols + (which * l.groups + group) * l.state + lane_column<ROWS>() % l.state;
 
-	if (which < 2 && lane_row() < 16 * edge) {
-		convolve_to(a, s, k, c, tile);
-		keep_conv(a, s, chunk, c);
+	if (which < 2 && lane_row<ROWS>() < 16 * edge) {
+		convolve_to<ROWS>(a, s, k, c, tile);
+		keep_conv<ROWS>(a, s, chunk, c);
 	}
 	__syncthreads();
-	leave(tile, 0, l.state / 8, 2 * edge, bc_of(a, k, group, 0));
-	leave(tile, l.state / 8, l.state / 8, 2 * edge, bc_of(a, k, group, 1));
-	for (int t = threadIdx.x / 32; t < tiles_of(edge); t += WARPS) {
+	leave<32 * warps_of(ROWS)>(tile, 0, l.state / 8, 2 * edge, bc_of(a, k, group, 0));
+	leave<32 * warps_of(ROWS)>(tile, l.state / 8, l.state / 8, 2 * edge, bc_of(a, k, group, 1));
+	for (int t = threadIdx.x / 32; t < tiles_of(edge); t += warps_of(ROWS)) {
 		int i = t >= 6 ? 3 : t >= 3 ? 2 : t >= 1 ? 1 : 0;
 
 		score(tile, l.state, i, t - tiles_of(i), scores_of(a, k, group) + t * SCORE_TILE);
@@ -316,12 +331,15 @@ static __host__ __device__ struct prepare_parts parts_of(const struct layout &l,
 		 (l.heads + STEP_HEADS - 1) / STEP_HEADS };
 }
 
-static __global__ void __launch_bounds__(32 * WARPS, 2) prepare_chunks(const struct chunk_params a, bool with_x)
+template <int ROWS>
+static __global__ void __launch_bounds__(32 * warps_of(ROWS), ROWS / 8)
+prepare_chunks(const struct chunk_params a, bool with_x)
 {
 	__shared__ struct prepare_memory s;
 	const struct prepare_parts parts = parts_of(a.layout, with_x);
 	const int chunks = a.batch->n_chunks, wide = parts.groups + parts.x;
 
+	next_may_begin();
 	for (int item = blockIdx.x; item < chunks * (wide + parts.steps); item += gridDim.x) {
 		bool steps = item >= chunks * wide;
 		int rest = steps ? item - chunks * wide : item, of = steps ? parts.steps : wide;
@@ -329,22 +347,26 @@ static __global__ void __launch_bounds__(32 * WARPS, 2) prepare_chunks(const str
 		const struct chunk_view k = a.batch->chunks[chunk];
 
 		if (steps)
-			prepare_steps(a, k, part, s);
+			prepare_steps<ROWS>(a, k, part, s);
 		else if (part < parts.groups)
-			prepare_bc(a, a.batch->segments[k.segment], k, chunk, part, s.tile);
+			prepare_bc<ROWS>(a, a.batch->segments[k.segment], k, chunk, part, s.tile);
 		else
-			prepare_x(a, a.batch->segments[k.segment], k, chunk, part - parts.groups, s);
+			prepare_x<ROWS>(a, a.batch->segments[k.segment], k, chunk, part - parts.groups, s);
 	}
 }
 
 cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
-			  size_t chunks, cudaStream_t stream)
+			  size_t chunks, int processors, cudaStream_t stream)
 {
 	struct chunk_params a = { *layout, *weights, *buffers, layer, batch };
 	const struct prepare_parts parts = parts_of(*layout, with_x);
-	size_t items = chunks * (size_t)(parts.groups + parts.x + parts.steps), most = 1 << 16;
+	size_t items = chunks * (size_t)(parts.groups + parts.x + parts.steps);
+	unsigned blocks = (unsigned)(items < 1 << 16 ? items : 1 << 16);
 
-	prepare_chunks<<<(unsigned)(items < most ? items : most), 32 * WARPS, 0, stream>>>(a, with_x);
+	if (items <= (size_t)processors)
+		prepare_chunks<8><<<blocks, 32 * warps_of(8), 0, stream>>>(a, with_x);
+	else
+		prepare_chunks<16><<<blocks, 32 * warps_of(16), 0, stream>>>(a, with_x);
 	return cudaGetLastError();
 }

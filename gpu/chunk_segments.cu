@@ -1,3 +1,4 @@
+#include "gpu/launch.cuh"
 #include "gpu/segments.cuh"
 
 /*
@@ -220,13 +221,14 @@ static __device__ void begin(const struct segments_params &a, struct segments_me
 		m.views[0] = a.batch->chunks[item.segment.chunk];
 	}
 	__syncthreads();
-	if (threadIdx.x == 0) {
-		fetch_c(a, s, item, m.views[0]);
-		fetch_b(a, s, item, m.views[0]);
-	}
 	if (group_thread() == 0 && item.column >= 0) {
 		fetch_state(a, m, item);
 		fetch_raw(a, m, m.views[0], item.column, true);
+	}
+	previous_ended();
+	if (threadIdx.x == 0) {
+		fetch_c(a, s, item, m.views[0]);
+		fetch_b(a, s, item, m.views[0]);
 	}
 }
 
@@ -263,11 +265,10 @@ cudaError_t chunk_segments(const struct layout *layout, const struct layer_weigh
 	size_t items = segments * (size_t)(layout->groups * blocks_of_group(*layout));
 	unsigned blocks = (unsigned)(items < (size_t)processors ? items : (size_t)processors);
 
-	if (layout->state == 64)
-		ssd_segments<64><<<blocks, GROUPS * GROUP_THREADS, sizeof(struct segments_memory<64>), stream>>>(a);
-	else
-		ssd_segments<128><<<blocks, GROUPS * GROUP_THREADS, sizeof(struct segments_memory<128>), stream>>>(a);
-	return cudaGetLastError();
+	return layout->state == 64 ? launch_early(true, ssd_segments<64>, blocks, GROUPS * GROUP_THREADS,
+						  sizeof(struct segments_memory<64>), stream, a) :
+				     launch_early(true, ssd_segments<128>, blocks, GROUPS * GROUP_THREADS,
+						  sizeof(struct segments_memory<128>), stream, a);
 }
 
 cudaError_t chunk_segments_setup(void)

@@ -1,4 +1,5 @@
 #include "gpu/chunk.cuh"
+#include "gpu/launch.cuh"
 #include "gpu/mbarrier.cuh"
 
 /*
@@ -74,6 +75,7 @@ static __device__ void fetch_segment(const struct chunk_params &a, const struct 
 	int n = ((int)threadIdx.x / 32 - turn) & (WARPS - 1);
 	struct chunk_view next = chunks[min(n, s.chunks - 1)];
 
+	previous_ended();
 	for (; n < s.chunks; n += WARPS) {
 		const struct chunk_view k = next;
 		struct stage *stage = stage_of(stages, turn + n);
@@ -187,6 +189,7 @@ static __global__ void __launch_bounds__(2 * THREADS) ssd_states(const struct ch
 		mbarrier_init(&stages[threadIdx.x].empty, THREADS);
 	}
 	__syncthreads();
+	next_may_begin();
 	for (int item = blockIdx.x; item < a.batch->n_segments * pairs * parts; item += gridDim.x) {
 		const struct segment_view s = a.batch->segments[item / (pairs * parts)];
 		struct states_place p = { .slice = item / parts % pairs * SLICES };
@@ -203,14 +206,13 @@ static __global__ void __launch_bounds__(2 * THREADS) ssd_states(const struct ch
 }
 
 cudaError_t chunk_states(const struct layout *layout, int layer, const struct chunk_buffers *buffers,
-			 const struct batch_view *batch, size_t segments, cudaStream_t stream)
+			 const struct batch_view *batch, size_t segments, bool early, cudaStream_t stream)
 {
 	struct chunk_params a = { *layout, {}, *buffers, layer, batch };
 	size_t items = segments * (size_t)(layout->inner / SLICE / SLICES * (layout->state / COLUMNS));
 	unsigned blocks = (unsigned)(items < 1 << 14 ? items : 1 << 14);
 
-	ssd_states<<<blocks, 2 * THREADS, STAGES * sizeof(struct stage), stream>>>(a);
-	return cudaGetLastError();
+	return launch_early(early, ssd_states, blocks, 2 * THREADS, STAGES * sizeof(struct stage), stream, a);
 }
 
 cudaError_t chunk_states_setup(void)

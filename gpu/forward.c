@@ -168,18 +168,21 @@ cudaError_t forward_mix(const struct forward *forward, int i, const struct batch
 	const struct layout *l = &f->layout;
 	const struct layer_weights *weights = &f->weights->layers[i];
 	struct scan args = { weights, i, f->proj, f->gated, f->squares, matmul_own(f->in_proj, size->rows) };
+	const int processors = f->processors;
+	const bool early = f->on_chip && size->chunks <= (size_t)processors; /* of many, blocks would share processors */
 	cudaError_t status;
 
 	if (mixer == MIXER_SCAN)
 		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
-	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->stream);
+	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, processors,
+			       f->stream);
 	if (status == cudaSuccess && mixer == MIXER_SEGMENTS)
-		return chunk_segments(l, weights, i, &f->chunk, &f->proj_boxes, f->view, size->segments, f->processors,
+		return chunk_segments(l, weights, i, &f->chunk, &f->proj_boxes, f->view, size->segments, processors,
 				      f->stream);
 	if (status == cudaSuccess)
-		status = chunk_states(l, i, &f->chunk, f->view, size->segments, f->stream);
+		status = chunk_states(l, i, &f->chunk, f->view, size->segments, early, f->stream);
 	if (status == cudaSuccess)
-		status = chunk_outputs(l, weights, i, &f->chunk, f->view, size->chunks, f->stream);
+		status = chunk_outputs(l, weights, i, &f->chunk, f->view, size->chunks, early, processors, f->stream);
 	return status;
 }
 
