@@ -157,7 +157,8 @@ int server_open(struct server *server, struct config *config, const struct confi
 	list_init(&server->loading);
 	list_init(&server->idle);
 	list_init(&server->waiting);
-	server->last_failed_task = &server->failed_tasks;
+	list_init(&server->unmarked);
+	list_init(&server->failed_marks);
 	server->publishers.account = &server->publishers.own;
 	server->publishers.own.unlimited = true;
 	server->itemsize = dtype_size((enum dtype)config->output.dtype);

@@ -19,7 +19,7 @@ struct request {
 	unsigned char to[MESSAGE_STREAM_MAX]; /* FORK, IMPORT: the stream that is made */
 	char key[HASH_TEXT];   /* of id */
 	int64_t since_ms;      /* SNAPSHOT: what had changed by then is to be saved */
-	uint64_t tasks_begun;  /* SNAPSHOT: until then */
+	uint64_t marks_begun;  /* SNAPSHOT: until then */
 	enum {
 		RESET_ASKED,    /* nothing is done yet */
 		RESET_BEGUN,    /* the stream is in `epoch` */

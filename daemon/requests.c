@@ -357,7 +357,7 @@ int request_begin(struct server *server, enum request_kind kind, const struct st
 	*request = (struct request){
 		.next = server->requests, .kind = kind, .frames = frames,
 		.id_size = stream->size, .to_size = to->size, .since_ms = server->now_ms,
-		.tasks_begun = server->tasks_begun
+		.marks_begun = server->marks_begun
 	};
 	if (stream->size) {
 		memcpy(request->id, stream->bytes, stream->size);

@@ -256,7 +256,7 @@ bool saving_finished(struct server *server)
 	for (size_t i = 0; i < STATE_SLOTS; i++)
 		if (server->slots[i].use != SLOT_FREE)
 			return false;
-	return list_empty(&server->unsaved) && !server->tasks;
+	return list_empty(&server->unsaved) && !server->marks;
 }
 
 void saving_give_up(struct server *server)

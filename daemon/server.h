@@ -123,10 +123,13 @@ struct server {
 	struct request *requests; /* that wait: daemon/requests.h */
 	size_t n_requests;
 	int64_t save_all_ms;   /* what had changed by then is saved without waiting for the interval */
-	struct store_job *failed_tasks, **last_failed_task; /* to be tried again, in this order */
-	size_t tasks;          /* without a slot: handed to the store, or failed */
-	uint64_t tasks_begun;  /* of these, since the start; they end in order */
-	int64_t retry_tasks_ms; /* none of these is before */
+	struct list unmarked;  /* saved streams, closed or forgotten, whose files are to be marked or removed, */
+	struct list failed_marks; /* and those where that has failed: to be tried again */
+	struct saved *marking; /* what the store is at, NULL: nothing, */
+	struct store_job mark; /* with this */
+	size_t marks;          /* in all three, */
+	uint64_t marks_begun;  /* and since the start; they end in order */
+	int64_t retry_marks_ms; /* none of those that failed is tried before */
 	int64_t retry_disk_ms; /* nothing is saved before: the last attempt failed */
 	struct log_tap disk_errors;
 	struct state_stats state_stats;

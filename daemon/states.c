@@ -63,17 +63,12 @@ static void free_saved(struct server *server, struct saved *saved)
 void states_close(struct server *server, int timeout_ms)
 {
 	struct table_entry *entry;
-	struct store_job *job;
 	struct error error;
 
 	if (store_close(server->store, timeout_ms, &error))
 		log_error("state: %s: %s; what it was given last is not saved", server->config->state.dir, error.text);
 	else
 		server->store = NULL;
-	while ((job = server->failed_tasks)) {
-		server->failed_tasks = job->next;
-		free(job);
-	}
 	for (size_t i = 0; i < STATE_SLOTS && !server->store; i++)
 		state_free(server->slots[i].state);
 	while (server->saved.slot && (entry = table_next(&server->saved, NULL)))
@@ -139,25 +134,42 @@ void states_learn(struct server *server, const void *id, size_t id_size, struct 
 	log_about(LOG_LEVEL_WARNING, &about, "%s; the state before it is used", task->damage.text);
 }
 
-/* --- small tasks that need no slot --- */
+/* --- marks and removals: one after another, without a slot --- */
 
-static bool submit_task(struct server *server, enum store_task kind, const struct saved *saved)
+/* Have the store do the next one, unless it is at one. */
+static void go_on_marking(struct server *server)
 {
-	struct store_job *task = calloc(1, sizeof *task);
+	struct link *link;
 
-	if (!task) {
-		log_error("out of memory: a closed stream's states stay on disk");
-		return false;
+	while (!server->marking && (link = list_first(&server->unmarked))) {
+		struct saved *saved = list_entry(link, struct saved, unmarked);
+
+		list_remove(link);
+		if (!saved->gone && !saved->closed) { /* the stream is back: a mark must not meet its next life */
+			server->marks--;
+			if (list_empty(&server->failed_marks))
+				states_well(server, STORE_CLOSE);
+			continue;
+		}
+		server->marking = saved;
+		server->mark = (struct store_job){
+			.task = saved->gone ? STORE_REMOVE : STORE_CLOSE,
+			.generations = saved->generations, .number = saved->number
+		};
+		memcpy(server->mark.key, saved->key, sizeof server->mark.key);
+		store_submit(server->store, &server->mark);
 	}
-	task->task = kind;
-	memcpy(task->key, saved->key, sizeof task->key);
-	task->generations = saved->generations;
-	if (saved->slot) /* being written: it is there by the time of this task */
-		task->number = saved->slot->generation.number;
-	server->tasks++;
-	server->tasks_begun++;
-	store_submit(server->store, task);
-	return true;
+}
+
+/* The stream is closed or forgotten: its files are to say so. */
+static void mark(struct server *server, struct saved *saved)
+{
+	if (!link_listed(&saved->unmarked)) {
+		server->marks++;
+		server->marks_begun++;
+	}
+	list_append(&server->unmarked, &saved->unmarked);
+	go_on_marking(server);
 }
 
 int64_t states_failed(struct server *server, enum store_task task, const char key[HASH_TEXT],
@@ -185,71 +197,49 @@ void states_well(struct server *server, enum store_task task)
 	stats->failing = false;
 }
 
-static void end_task(struct server *server, struct store_job *task)
+static void mark_done(struct server *server)
 {
-	struct saved *saved = find(server, task->key);
+	struct saved *saved = server->marking;
+	const struct store_job *task = &server->mark;
 
-	if (task->task == STORE_REMOVE)
-		free_saved(server, saved);
-	server->tasks--;
-	free(task);
-}
-
-/* A mark is no longer wanted once its stream has come back, or is forgotten: it must not meet that stream's next life. */
-static bool is_over(struct server *server, const struct store_job *task)
-{
-	const struct saved *saved = states_find(server, task->key);
-
-	return task->task == STORE_CLOSE && !(saved && saved->closed);
-}
-
-static void task_done(struct server *server, struct store_job *task)
-{
-	struct saved *saved = find(server, task->key);
-
-	if (saved && task->task == STORE_CLOSE) /* also if it failed: it may be there */
-		saved->marked = true;
-	if (!task->error.code) {
+	server->marking = NULL;
+	saved->marked |= task->task == STORE_CLOSE; /* also if it failed: it may be there */
+	if (task->error.code) {
+		server->retry_marks_ms = states_failed(server, task->task, task->key, &task->error);
+		if (link_listed(&saved->unmarked)) /* closed or forgotten since: the same will be tried */
+			server->marks--;
+		else
+			list_append(&server->failed_marks, &saved->unmarked);
+	} else {
 		states_well(server, task->task);
-		end_task(server, task);
-		return;
+		server->marks--;
+		if (task->task == STORE_REMOVE)
+			free_saved(server, saved);
 	}
-	server->retry_tasks_ms = states_failed(server, task->task, task->key, &task->error);
-	task->next = NULL;
-	*server->last_failed_task = task;
-	server->last_failed_task = &task->next;
+	go_on_marking(server);
 }
 
 int64_t states_retry(struct server *server)
 {
-	struct store_job *task;
+	struct link *link;
 
-	if (server->failed_tasks && server->now_ms < server->retry_tasks_ms)
-		return server->retry_tasks_ms;
-	while ((task = server->failed_tasks)) {
-		server->failed_tasks = task->next;
-		task->error.code = 0;
-		if (is_over(server, task)) {
-			states_well(server, task->task);
-			end_task(server, task);
-		} else {
-			store_submit(server->store, task);
-		}
-	}
-	server->last_failed_task = &server->failed_tasks;
+	if (!list_empty(&server->failed_marks) && server->now_ms < server->retry_marks_ms)
+		return server->retry_marks_ms;
+	while ((link = list_first(&server->failed_marks)))
+		list_append(&server->unmarked, link);
+	go_on_marking(server);
 	return INT64_MAX;
 }
 
 void states_forget(struct server *server, struct saved *saved)
 {
-	const bool submitted = submit_task(server, STORE_REMOVE, saved);
-
-	if (saved->slot)
+	if (saved->slot) { /* being written: it is there by the time of the removal */
+		saved->number = saved->slot->generation.number;
 		saved->slot->saved = NULL;
+	}
 	saved->slot = NULL;
 	saved->gone = true;
-	if (!submitted)
-		free_saved(server, saved);
+	mark(server, saved);
 }
 
 void states_begun(struct server *server, const struct stream *stream)
@@ -271,7 +261,7 @@ void states_closed(struct server *server, struct stream *stream)
 		return;
 	}
 	saved->closed = true;
-	submit_task(server, STORE_CLOSE, saved);
+	mark(server, saved);
 }
 
 uint64_t states_durable(struct server *server, struct stream *stream)
@@ -299,7 +289,7 @@ void states_collect(struct server *server)
 		struct slot *slot = task->owner;
 
 		if (!slot) {
-			task_done(server, task);
+			mark_done(server);
 		} else if (slot->use == SLOT_SAVING) {
 			saving_written(server, slot);
 		} else if (slot->use == SLOT_SERVING) {

@@ -34,6 +34,8 @@ struct saved {
 	bool closed;            /* resumed only for a peer that still lacks hidden states */
 	bool marked;            /* as closed, on disk: until a state is written a restart would take the stream for that */
 	bool gone;              /* forgotten, but its files are not removed yet: there is nothing of this key until then */
+	uint64_t number;        /* gone: of a state that was being written, 0: none */
+	struct link unmarked;   /* files that are to be marked or removed, or where that has failed */
 	bool fell_back;         /* a newer state is damaged, of which consumers were not told yet */
 	char *damage;           /* why it cannot be resumed; NULL: it can */
 	/* Of a stream that left memory in this run, until it comes back: */
@@ -133,7 +135,7 @@ int64_t states_failed(struct server *server, enum store_task task, const char ke
 		      const struct error *error);
 void states_well(struct server *server, enum store_task task);
 
-/* Hand what failed to the store again, of what needs no slot.  Returns when it should be called again. */
+/* Try again to mark and to remove files where that has failed.  Returns when it should be called again. */
 int64_t states_retry(struct server *server);
 
 /* Collect what the store has finished, and go on with it. */

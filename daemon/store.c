@@ -473,11 +473,6 @@ int store_close(struct store *store, int timeout_ms, struct error *err)
 	if (!stop_thread(store, now_ns() + (uint64_t)timeout_ms * 1000000u))
 		return error_set(err, ERR_SYSTEM, "the disk does not answer");
 	pthread_join(store->thread, NULL);
-	for (struct store_job *job = store->done, *next; job; job = next) {
-		next = job->next;
-		if (!job->owner)
-			free(job);
-	}
 	free_store(store);
 	return 0;
 }

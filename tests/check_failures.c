@@ -442,6 +442,31 @@ START_TEST(a_state_that_is_copied_in_when_there_is_no_room_any_more_is_refused)
 }
 END_TEST
 
+/* On the other device: a copy of the stream's last state, to be saved, is still to come. */
+START_TEST(a_state_that_is_copied_in_ends_a_stream_that_was_ending)
+{
+	struct control exported;
+
+	start(true, SETTINGS("device=[cuda, cuda:1]", "state.interval=1000"));
+	feed('a');
+	feed('b');
+	feed('c'); /* beside a: what is made next is beside b */
+	fake_stuck = 1;
+	ask("snapshot", "a", NULL);
+	UNTIL(server.slots[0].use == SLOT_SAVING && server.slots[0].stream->in_flight);
+	say('x', 'a', &(struct message){ .type = MESSAGE_CLOSE, .has_got = true, .got = 8 });
+	UNTIL(server.slots[0].stream->phase == STREAM_ENDING);
+	exported = export_of("b");
+	ask("import", "a", &exported);
+	answered(NULL);
+	fake_stuck = 0;
+	ck_assert_uint_eq(open_stream('y', 'a'), 9); /* b's */
+	say_rows('y', 'a', 9, 3);
+	hear_rows('a', 12);
+	stop();
+}
+END_TEST
+
 START_TEST(a_state_that_cannot_be_copied_is_saved_later)
 {
 	start(true, SETTINGS("state.interval=1000"));
@@ -886,6 +911,7 @@ int main(void)
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_makes_no_stream);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_in_replaces_nothing);
 	tcase_add_test(cases, a_state_that_is_copied_in_when_there_is_no_room_any_more_is_refused);
+	tcase_add_test(cases, a_state_that_is_copied_in_ends_a_stream_that_was_ending);
 	tcase_add_test(cases, a_state_that_cannot_be_copied_is_saved_later);
 	tcase_add_loop_test(cases, a_state_that_is_asked_for_has_all_rows_accepted_before, 0, 3);
 	tcase_add_test(cases, another_streams_failure_is_no_failure_of_a_snapshot);

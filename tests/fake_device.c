@@ -9,16 +9,22 @@
 
 #define DEPTH 2
 
+struct fake {
+	struct device base;
+	int index;
+};
+
 struct cache {
 	uint32_t state;
 };
 
-atomic_bool fake_failure, fake_stuck, fake_full;
+atomic_bool fake_failure, fake_full;
 atomic_int fake_broken;
+atomic_uint fake_stuck;
 
-static void wait_unstuck(void)
+static void wait_unstuck(const struct device *device)
 {
-	while (fake_stuck)
+	while (fake_stuck >> ((const struct fake *)device)->index & 1)
 		usleep(100);
 }
 
@@ -30,17 +36,18 @@ static int check_whole(struct error *err)
 static int open_kind(const struct backend *backend, const char *description, const struct model *model,
 		     const struct device_options *options, struct device **ret_device, struct error *err)
 {
-	struct device *fake = calloc(1, sizeof *fake);
+	struct fake *fake = calloc(1, sizeof *fake);
 
 	if (!fake)
 		return error_memory(err, "device");
-	*fake = (struct device){
+	fake->index = options->index;
+	fake->base = (struct device){
 		.backend = backend, .model = model, .window = options->window, .max_rows = 4 * options->window,
 		.max_segments = 4, .n_outputs = 1, .output_dtype = options->output_dtype,
 		.precision = PRECISION_FLOAT32, .depth = DEPTH
 	};
-	strcpy(fake->description, description);
-	*ret_device = fake;
+	strcpy(fake->base.description, description);
+	*ret_device = &fake->base;
 	return 0;
 }
 
@@ -76,7 +83,7 @@ static void fake_cache_free(struct device *device, struct cache *cache)
 
 static int fake_export(struct device *device, const struct cache *cache, float *state, struct error *err)
 {
-	wait_unstuck();
+	wait_unstuck(device);
 	if (check_whole(err))
 		return err->code;
 	memset(state, 0, shape_cache_floats(&device->model->shape) * sizeof *state);
@@ -86,8 +93,7 @@ static int fake_export(struct device *device, const struct cache *cache, float *
 
 static int fake_import(struct device *device, struct cache *cache, const float *state, struct error *err)
 {
-	(void)device;
-	wait_unstuck();
+	wait_unstuck(device);
 	if (check_whole(err))
 		return err->code;
 	cache->state = fake_number(state[0]);
@@ -140,9 +146,8 @@ static int fake_submit(struct device *device, const struct batch *batch, struct 
 
 static int fake_wait(struct device *device, struct error *err)
 {
-	(void)device;
 	(void)err;
-	wait_unstuck();
+	wait_unstuck(device);
 	return 0;
 }
 

@@ -14,7 +14,7 @@ extern atomic_bool fake_failure;
 
 /* Set by a test, for as long as it is so: */
 extern atomic_int fake_broken; /* batches and copies fail with this code */
-extern atomic_bool fake_stuck; /* they are not done */
+extern atomic_uint fake_stuck; /* they are not done by devices whose bit is set: the first one's is 1 */
 extern atomic_bool fake_full;  /* there is no memory for caches, nor on the host */
 
 /* A number from anywhere as one that the device may have: a whole one that a float can be. */
