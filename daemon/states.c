@@ -136,6 +136,16 @@ void states_learn(struct server *server, const void *id, size_t id_size, struct 
 
 /* --- marks and removals: one after another, without a slot --- */
 
+/* One is done, or no longer wanted. */
+static void mark_well(struct server *server)
+{
+	server->marks--;
+	if (!list_empty(&server->failed_marks))
+		return;
+	states_well(server, STORE_CLOSE);
+	states_well(server, STORE_REMOVE);
+}
+
 /* Have the store do the next one, unless it is at one. */
 static void go_on_marking(struct server *server)
 {
@@ -146,9 +156,7 @@ static void go_on_marking(struct server *server)
 
 		list_remove(link);
 		if (!saved->gone && !saved->closed) { /* the stream is back: a mark must not meet its next life */
-			server->marks--;
-			if (list_empty(&server->failed_marks))
-				states_well(server, STORE_CLOSE);
+			mark_well(server);
 			continue;
 		}
 		server->marking = saved;
@@ -164,10 +172,10 @@ static void go_on_marking(struct server *server)
 /* The stream is closed or forgotten: its files are to say so. */
 static void mark(struct server *server, struct saved *saved)
 {
-	if (!link_listed(&saved->unmarked)) {
-		server->marks++;
-		server->marks_begun++;
-	}
+	if (link_listed(&saved->unmarked))
+		return;
+	server->marks++;
+	server->marks_begun++;
 	list_append(&server->unmarked, &saved->unmarked);
 	go_on_marking(server);
 }
@@ -211,8 +219,7 @@ static void mark_done(struct server *server)
 		else
 			list_append(&server->failed_marks, &saved->unmarked);
 	} else {
-		states_well(server, task->task);
-		server->marks--;
+		mark_well(server);
 		if (task->task == STORE_REMOVE)
 			free_saved(server, saved);
 	}
