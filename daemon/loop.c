@@ -210,6 +210,7 @@ void server_free(struct server *server)
 	http_free(server->http);
 	service_free(&server->service);
 	lanes_stop(server);
+	requests_free(server);
 	endpoint_message_clear(&server->message);
 	endpoint_free(server->ingest, linger);
 	endpoint_free(server->subscribe, 0);
@@ -218,7 +219,6 @@ void server_free(struct server *server)
 	security_close(server);
 	endpoint_context_free(server->context); /* hidden states on loan are back now */
 	free_streams(server);
-	requests_free(server);
 	states_close(server, time_left(server) + STORE_END_MS);
 	publish_free(server);
 	while (server->waiters.n) {

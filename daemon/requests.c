@@ -333,11 +333,14 @@ void requests_go_on(struct server *server)
 
 void requests_free(struct server *server)
 {
+	struct error error;
+
 	for (size_t i = 0; i < STATE_SLOTS; i++) /* streams that are nowhere else yet */
 		if (server->slots[i].use == SLOT_RESUMING && server->slots[i].request)
 			stream_free(server, server->slots[i].stream);
+	error_set(&error, REFUSED_SHUTTING_DOWN, "the daemon stops before it is done");
 	while (server->requests)
-		remove_request(server, server->requests);
+		request_refuse(server, server->requests, &error);
 }
 
 /* --- beginning --- */

@@ -38,6 +38,8 @@ int requests_import(struct server *server, const struct asked *asked, struct con
 
 /* Go on with the requests that wait. */
 void requests_go_on(struct server *server);
+
+/* When the daemon ends and no worker is left: refuse those that still wait. */
 void requests_free(struct server *server);
 
 /* A slot at work for a request: its copy out of a cache is over, its file is read, its copy into a cache is over. */

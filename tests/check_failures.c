@@ -641,6 +641,21 @@ START_TEST(a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drain
 }
 END_TEST
 
+START_TEST(a_request_that_waits_when_the_daemon_stops_is_refused)
+{
+	start(true, SETTINGS("state.interval=1000", "shutdown_timeout=1"));
+	feed('a');
+	deaf = 'x';
+	say_rows('x', 'a', 9, 3);
+	UNTIL(!list_empty(&server.stalled));
+	ask("export", "a", NULL); /* which waits for x to read */
+	UNTIL(server.n_requests);
+	server_drain(&server, true);
+	ck_assert_int_eq(end(), ERR_SYSTEM);
+	answered("shutting_down");
+}
+END_TEST
+
 START_TEST(the_last_epoch_is_not_reset)
 {
 	start(true, SETTINGS("state.interval=1000"));
@@ -920,6 +935,7 @@ int main(void)
 	tcase_add_test(cases, a_reset_is_answered_when_it_is_on_disk);
 	tcase_add_test(cases, a_stream_on_disk_is_reset_to_the_epoch_after);
 	tcase_add_test(cases, a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drains);
+	tcase_add_test(cases, a_request_that_waits_when_the_daemon_stops_is_refused);
 	tcase_add_test(cases, the_last_epoch_is_not_reset);
 	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_comes_first);
 	tcase_add_test(cases, a_stream_that_ends_is_reset_when_it_has_ended);
