@@ -155,6 +155,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	list_init(&server->unflushed);
 	list_init(&server->unsaved);
 	list_init(&server->loading);
+	list_init(&server->held);
 	list_init(&server->idle);
 	list_init(&server->waiting);
 	list_init(&server->unmarked);

@@ -239,20 +239,19 @@ void requests_read(struct server *server, struct slot *slot)
 /* Begin an export or fork, if the stream is quiet and a slot free. */
 static void go_on_out(struct server *server, struct request *request)
 {
-	struct stream *stream;
+	const bool room = request->kind != REQUEST_FORK || find_room(server, request) != ROOM_SOON;
+	struct stream *stream = stream_find(server, request->id, request->id_size);
+	struct slot *slot = states_slot(server);
 	struct saved *saved = NULL;
-	struct slot *slot;
 	struct error error;
 	char key[HASH_TEXT];
 
-	if (request->kind == REQUEST_FORK && find_room(server, request) == ROOM_SOON)
+	if (stream && !room)
+		saving_release(server, stream);
+	if (!room || !slot)
 		return;
-	slot = states_slot(server);
-	if (!slot)
-		return;
-	stream = stream_find(server, request->id, request->id_size);
 	if (stream && !saving_quiet(stream)) {
-		saving_hold(stream);
+		saving_hold(server, stream);
 		return;
 	}
 	if (!stream && server->store) {

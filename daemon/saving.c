@@ -36,17 +36,33 @@ bool saving_quiet(const struct stream *stream)
 	       !stream->slot && stream->computed >= stream->cut;
 }
 
-void saving_hold(struct stream *stream)
+void saving_hold(struct server *server, struct stream *stream)
 {
-	/* a full peer may stay so: the stream's turn comes later */
-	stream->hold = !stream->outbox && !stream->slot && stream->computed >= stream->cut;
+	/* a full peer may stay so, and slots may be taken for as long as a disk hangs: the stream's turn comes later */
+	if (!stream->outbox && !stream->slot && stream->computed >= stream->cut && states_slot(server))
+		list_add(&server->held, &stream->hold);
+	else
+		saving_release(server, stream);
+}
+
+void saving_release(struct server *server, struct stream *stream)
+{
+	list_remove(&stream->hold);
+	stream_wake(server, stream);
+}
+
+static void release_all(struct server *server)
+{
+	struct link *link;
+
+	while ((link = list_first(&server->held)))
+		saving_release(server, list_entry(link, struct stream, hold));
 }
 
 void saving_cut(struct server *server, struct stream *stream)
 {
 	stream->cut = stream->accepted / server->config->window * server->config->window;
-	stream->hold = false;
-	stream_wake(server, stream);
+	saving_release(server, stream);
 }
 
 void saving_hurry(struct server *server, struct stream *stream)
@@ -96,7 +112,7 @@ void saving_take(struct server *server, struct stream *stream, struct slot *slot
 	slot->job = (struct job){ .kind = JOB_EXPORT, .cache = stream->cache, .state = state->cache };
 	stream->slot = slot;
 	stream->in_flight++;
-	stream->hold = false;
+	list_remove(&stream->hold);
 	worker_submit(stream->lane->worker, &slot->job);
 }
 
@@ -106,8 +122,7 @@ static bool save(struct server *server, struct stream *stream, struct slot *slot
 	struct saved *saved = states_get(server, stream->key);
 
 	if (!saved || saved->slot) { /* what the life before leaves to do on disk comes first; rows need not wait for it */
-		stream->hold = false;
-		stream_wake(server, stream);
+		saving_release(server, stream);
 		return false;
 	}
 	saving_take(server, stream, slot);
@@ -133,17 +148,11 @@ static bool save(struct server *server, struct stream *stream, struct slot *slot
 static void save_failed(struct server *server, struct slot *slot, const struct error *error)
 {
 	struct stream *stream = slot->stream;
-	struct link *link;
 
 	if (slot->saved)
 		generations_spare(&slot->saved->generations);
 	server->retry_disk_ms = states_failed(server, STORE_WRITE, slot->task.key, error);
-	for (link = list_first(&server->unsaved); link; link = list_next(&server->unsaved, link)) {
-		struct stream *waiting = list_entry(link, struct stream, unsaved);
-
-		waiting->hold = false; /* there is nothing to wait for until the disk is tried again */
-		stream_wake(server, waiting);
-	}
+	release_all(server); /* there is nothing to wait for until the disk is tried again */
 	if (stream) {
 		stream->slot = NULL;
 		saving_note(server, stream);
@@ -224,16 +233,16 @@ static int64_t save_due(struct server *server)
 		struct slot *slot = states_slot(server);
 
 		next = list_next(&server->unsaved, link);
-		if (!stream->hold && stream->unsaved_ms + interval > server->now_ms &&
+		if (!link_listed(&stream->hold) && stream->unsaved_ms + interval > server->now_ms &&
 		    stream->unsaved_ms > server->save_all_ms)
 			return stream->unsaved_ms + interval;
-		if (saving_quiet(stream) && !slot)
+		if (!slot)
 			break;
 		if (saving_quiet(stream))
 			save(server, stream, slot, false);
 		else
-			saving_hold(stream);
-		held += stream->hold && !stream->before; /* for as long as the life before needs, others go on */
+			saving_hold(server, stream);
+		held += link_listed(&stream->hold) && !stream->before; /* for as long as the life before needs, others go on */
 	}
 	return INT64_MAX; /* what is due waits for a slot or a batch to finish */
 }
@@ -242,6 +251,8 @@ int64_t saving_start(struct server *server)
 {
 	int64_t retry_ms, due_ms;
 
+	if (!states_slot(server))
+		release_all(server);
 	if (!server->store)
 		return INT64_MAX;
 	retry_ms = states_retry(server);

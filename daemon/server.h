@@ -109,6 +109,7 @@ struct server {
 	struct list idle;     /* all live ones, longest since they were active, or found unable to leave, first */
 	struct list unsaved;  /* changed since they were saved, longest first */
 	struct list loading;  /* wait for a slot */
+	struct list held;     /* are kept out of batches until their states are taken */
 	struct pool *blocks, *hiddens;
 	float *scratch;       /* [hidden_size] */
 

@@ -148,9 +148,13 @@ void states_copied(struct server *server, struct job *job);
 
 /* --- saving.c: memory to disk --- */
 
-/* Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can. */
+/*
+ * Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can be, or until there is
+ * no slot for it, or saving_release is called.
+ */
 bool saving_quiet(const struct stream *stream);
-void saving_hold(struct stream *stream);
+void saving_hold(struct server *server, struct stream *stream);
+void saving_release(struct server *server, struct stream *stream);
 
 /* The next state that is taken is to have all rows accepted so far: whole windows are computed first. */
 void saving_cut(struct server *server, struct stream *stream);

@@ -128,6 +128,7 @@ void stream_free(struct server *server, struct stream *stream)
 	list_remove(&stream->unflushed);
 	list_remove(&stream->unsaved);
 	list_remove(&stream->idle);
+	list_remove(&stream->hold);
 	if (stream->slot)
 		stream->slot->stream = NULL;
 	while ((held = held_pop(server, &stream->held)))
@@ -172,7 +173,7 @@ size_t stream_more(const struct server *server, const struct stream *stream, uin
 	uint64_t window = server->config->window;
 	uint64_t full = (stream->accepted - stream->submitted) / window * window;
 
-	if (stream->before || stream->hold || link_listed(&stream->stalled))
+	if (stream->before || link_listed(&stream->hold) || link_listed(&stream->stalled))
 		return 0;
 	if (taken < full)
 		return window;
@@ -207,7 +208,7 @@ void stream_flush(struct server *server, struct stream *stream)
 static void stream_close(struct server *server, struct stream *stream, enum stream_phase phase)
 {
 	stream->phase = phase;
-	stream->hold = false;
+	list_remove(&stream->hold);
 	list_remove(&stream->unsaved);
 	list_remove(&stream->idle);
 	stream_flush(server, stream);

@@ -114,7 +114,7 @@ struct stream {
 	struct slot *slot;     /* that is saving or loading the stream just now */
 	bool changed;          /* since it was last saved, */
 	int64_t unsaved_ms;    /* since then */
-	bool hold;             /* kept out of batches until it is saved */
+	struct link hold;      /* kept out of batches until its state is taken: see saving_hold */
 	uint64_t cut;          /* not before so many rows are computed */
 	bool rewinding;        /* STREAM_LOADING: to a state with emitted <= from, */
 	bool rewound;          /* by stream_rewind: its epoch is the stream's own, not what a message says */

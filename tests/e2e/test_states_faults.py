@@ -271,6 +271,31 @@ def test_the_end_while_states_cannot_be_removed(daemon, faults, rows):
     assert "could be published and saved within" in daemon.log() and os.strerror(errno.EIO) in daemon.log()
 
 
+def test_streams_go_on_while_the_disk_hangs(daemon, faults, rows):
+    """Also those whose turn to be saved has come: what waits for a slot is not kept from the device for that."""
+    daemon.settings["state.interval"] = 0.05
+    daemon.start()
+    peer = Peer(daemon)
+    names = [b"busy-%d" % i for i in range(8)]
+    sent = dict.fromkeys(names, 0)
+
+    def feed(rounds):
+        """Each stream always has windows to go."""
+        for _ in range(rounds):
+            for name in names:
+                peer.data(name, rows[:2 * WINDOW], pos=sent[name])
+                sent[name] += 2 * WINDOW
+            for name in names:
+                peer.ack(name, done=sent[name] - 2 * WINDOW)
+
+    feed(2)
+    wait_until(lambda: feed(10) or states(daemon)["written"] > 20)
+    faults.arm("d", 0, FOR_GOOD, -1)
+    wait_until(lambda: feed(10) or faults.calls())
+    feed(300)
+    faults.heal()
+
+
 def test_the_end_while_the_disk_hangs(daemon, faults, rows):
     """The daemon waits as long as it may take, says what is not saved, and ends; what was durable is there."""
     daemon.settings["shutdown_timeout"] = 0.5
