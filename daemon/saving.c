@@ -16,6 +16,7 @@
 
 #define EVICTION_SCAN 64 /* least recently used streams looked at for one that can go */
 #define NAMED_MAX 20     /* streams that could not be saved */
+#define HANG_MS 1000     /* without a free slot: no stream waits for one any longer */
 
 /* --- when --- */
 
@@ -36,10 +37,16 @@ bool saving_quiet(const struct stream *stream)
 	       !stream->slot && stream->computed >= stream->cut;
 }
 
+/* Are the slots taken for as long as a disk hangs? */
+static bool slots_hang(const struct server *server)
+{
+	return server->now_ms - server->slot_ms >= HANG_MS;
+}
+
 void saving_hold(struct server *server, struct stream *stream)
 {
-	/* a full peer may stay so, and slots may be taken for as long as a disk hangs: the stream's turn comes later */
-	if (!stream->outbox && !stream->slot && stream->computed >= stream->cut && states_slot(server))
+	/* a full peer may stay so: the stream's turn comes later */
+	if (!stream->outbox && !stream->slot && stream->computed >= stream->cut && !slots_hang(server))
 		list_add(&server->held, &stream->hold);
 	else
 		saving_release(server, stream);
@@ -236,7 +243,7 @@ static int64_t save_due(struct server *server)
 		if (!link_listed(&stream->hold) && stream->unsaved_ms + interval > server->now_ms &&
 		    stream->unsaved_ms > server->save_all_ms)
 			return stream->unsaved_ms + interval;
-		if (!slot)
+		if (!slot && (saving_quiet(stream) || slots_hang(server)))
 			break;
 		if (saving_quiet(stream))
 			save(server, stream, slot, false);
@@ -247,16 +254,27 @@ static int64_t save_due(struct server *server)
 	return INT64_MAX; /* what is due waits for a slot or a batch to finish */
 }
 
+/* Keep no stream waiting for slots that hang.  Returns when to look again. */
+static int64_t look_at_slots(struct server *server)
+{
+	if (states_slot(server))
+		server->slot_ms = server->now_ms;
+	else if (slots_hang(server))
+		release_all(server);
+	else if (!list_empty(&server->held))
+		return server->slot_ms + HANG_MS;
+	return INT64_MAX;
+}
+
 int64_t saving_start(struct server *server)
 {
-	int64_t retry_ms, due_ms;
+	int64_t slot_ms = look_at_slots(server), retry_ms, due_ms;
 
-	if (!states_slot(server))
-		release_all(server);
 	if (!server->store)
 		return INT64_MAX;
 	retry_ms = states_retry(server);
 	due_ms = save_due(server);
+	due_ms = slot_ms < due_ms ? slot_ms : due_ms;
 	return retry_ms < due_ms ? retry_ms : due_ms;
 }
 

@@ -118,6 +118,7 @@ struct server {
 	struct table saved;   /* by key */
 	uint64_t last_number; /* of the newest generation of all streams */
 	struct slot slots[STATE_SLOTS];
+	int64_t slot_ms;      /* when one was last free */
 	struct table waiters; /* by id: */
 	struct list waiting;  /* streams for which there is no room yet, first come first served */
 	size_t held_bytes;

@@ -149,8 +149,8 @@ void states_copied(struct server *server, struct job *job);
 /* --- saving.c: memory to disk --- */
 
 /*
- * Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can be, or until there is
- * no slot for it, or saving_release is called.
+ * Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can be, or until there has
+ * been no slot for a while, or saving_release is called.
  */
 bool saving_quiet(const struct stream *stream);
 void saving_hold(struct server *server, struct stream *stream);
