@@ -172,7 +172,7 @@ static void go_on_marking(struct server *server)
 /* The stream is closed or forgotten: its files are to say so. */
 static void mark(struct server *server, struct saved *saved)
 {
-	if (link_listed(&saved->unmarked))
+	if (link_listed(&saved->unmarked) || server->marking == saved)
 		return;
 	server->marks++;
 	server->marks_begun++;
@@ -214,10 +214,9 @@ static void mark_done(struct server *server)
 	saved->marked |= task->task == STORE_CLOSE; /* also if it failed: it may be there */
 	if (task->error.code) {
 		server->retry_marks_ms = states_failed(server, task->task, task->key, &task->error);
-		if (link_listed(&saved->unmarked)) /* closed or forgotten since: the same will be tried */
-			server->marks--;
-		else
-			list_append(&server->failed_marks, &saved->unmarked);
+		list_append(&server->failed_marks, &saved->unmarked);
+	} else if (saved->gone && task->task == STORE_CLOSE) { /* forgotten meanwhile */
+		list_append(&server->unmarked, &saved->unmarked);
 	} else {
 		mark_well(server);
 		if (task->task == STORE_REMOVE)

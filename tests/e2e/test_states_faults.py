@@ -232,6 +232,45 @@ def test_a_mark_that_failed_is_not_of_the_next_life(daemon, faults, rows, want):
     assert Peer(daemon).open(b"again", reply=False).next == 45
 
 
+def test_a_mark_that_failed_is_not_of_a_stream_that_came_back(daemon, faults, rows, want):
+    """Its peer lacked hidden states: the stream is open again before the mark of its end is tried again."""
+    daemon.start()
+    producer = Producer(daemon, b"back", rows, want)
+    producer.encode(20)
+    assert producer.save()["ok"]
+    faults.arm("o", 0, 1)
+    producer.peer.header(b"back", type="close")
+    wait_for_error(daemon)
+    faults.heal()
+    producer.connect()
+    producer.encode(45)
+    wait_until(lambda: states(daemon)["error"] == "")
+    assert producer.save()["ok"]
+    daemon.kill()
+    daemon.start()
+    assert Peer(daemon).open(b"back", reply=False).next == 45
+
+
+def test_a_stream_that_begins_anew_while_its_mark_is_made(daemon, faults, rows, want):
+    """The disk hangs over the mark of its end: that, and what was kept, is removed before the next life is saved."""
+    daemon.start()
+    producer = Producer(daemon, b"anew", rows, want)
+    producer.encode(20)
+    assert producer.save()["ok"]
+    faults.arm("o", 0, 1, -1)
+    producer.peer.header(b"anew", type="close")
+    wait_until(lambda: faults.calls() == "o")
+    anew = Peer(daemon)
+    assert anew.open(b"anew", reply=False).next == 0
+    anew.data(b"anew", rows[:45], flush=True)
+    anew.ack(b"anew", done=45)
+    faults.heal()
+    assert daemon.ask("snapshot", stream=b"anew")["ok"]
+    daemon.kill()
+    daemon.start()
+    assert Peer(daemon).open(b"anew", reply=False).next == 45
+
+
 def test_a_removal_that_failed_comes_before_the_next_life(daemon, faults, rows, want):
     """Or else what is left of the life before, in the same epoch, would be taken for the next one's states."""
     daemon.start()
