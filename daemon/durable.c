@@ -114,8 +114,8 @@ static bool snapshot_done(struct server *server, const struct request *request)
 		stream = stream_find(server, request->id, request->id_size);
 		return !stream || (!stream->slot && (!stream->changed || stream->unsaved_ms > request->since_ms));
 	}
-	if (!list_empty(&server->failed_marks) || server->marks_begun - server->marks < request->marks_begun)
-		return false; /* marks and removals of streams that were closed */
+	if (!states_marked(server, request->marks_begun))
+		return false; /* of streams that were closed */
 	for (size_t i = 0; i < STATE_SLOTS; i++)
 		if (server->slots[i].use == SLOT_SAVING && server->slots[i].since_ms <= request->since_ms)
 			return false;

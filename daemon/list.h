@@ -39,6 +39,11 @@ static inline struct link *list_first(struct list *list)
 	return list->head.next == &list->head ? NULL : list->head.next;
 }
 
+static inline struct link *list_last(struct list *list)
+{
+	return list->head.prev == &list->head ? NULL : list->head.prev;
+}
+
 static inline struct link *list_next(struct list *list, struct link *link)
 {
 	return link->next == &list->head ? NULL : link->next;

@@ -21,7 +21,7 @@
 #include "daemon/runtime.h"
 
 #define IO_THREADS 2
-#define STORE_END_MS 100 /* for a store that has nothing to do, to end */
+#define END_MS 100 /* for a store that has nothing to do, to end, and for the last answers to go */
 #define CONTROL_BYTES ((size_t)1 << 20)
 #define PUBLISH_HIGH_WATER 4096
 #define INGEST_HIGH_WATER 4096
@@ -155,7 +155,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	list_init(&server->unflushed);
 	list_init(&server->unsaved);
 	list_init(&server->loading);
-	list_init(&server->held);
+	list_init(&server->on_hold);
 	list_init(&server->idle);
 	list_init(&server->waiting);
 	list_init(&server->unmarked);
@@ -206,6 +206,7 @@ static int time_left(const struct server *server)
 void server_free(struct server *server)
 {
 	const int linger = server->phase == SERVER_STOPPING ? time_left(server) : 0;
+	const int answers = linger < END_MS ? END_MS : linger < 1000 ? linger : 1000;
 	struct held *held;
 
 	http_free(server->http);
@@ -216,11 +217,11 @@ void server_free(struct server *server)
 	endpoint_free(server->ingest, linger);
 	endpoint_free(server->subscribe, 0);
 	endpoint_free(server->publish, linger);
-	endpoint_free(server->control, linger < 1000 ? linger : 1000);
+	endpoint_free(server->control, answers);
 	security_close(server);
 	endpoint_context_free(server->context); /* hidden states on loan are back now */
 	free_streams(server);
-	states_close(server, time_left(server) + STORE_END_MS);
+	states_close(server, time_left(server) + END_MS);
 	publish_free(server);
 	while (server->waiters.n) {
 		struct held_list list = waiting_pop(server);

@@ -37,17 +37,17 @@ bool saving_quiet(const struct stream *stream)
 	       !stream->slot && stream->computed >= stream->cut;
 }
 
-/* Are the slots taken for as long as a disk hangs? */
-static bool slots_hang(const struct server *server)
+/* Have all slots been taken for as long as a disk hangs? */
+static bool slots_hang(struct server *server)
 {
-	return server->now_ms - server->slot_ms >= HANG_MS;
+	return !states_slot(server) && server->now_ms - server->slot_ms >= HANG_MS;
 }
 
 void saving_hold(struct server *server, struct stream *stream)
 {
 	/* a full peer may stay so: the stream's turn comes later */
 	if (!stream->outbox && !stream->slot && stream->computed >= stream->cut && !slots_hang(server))
-		list_add(&server->held, &stream->hold);
+		list_add(&server->on_hold, &stream->hold);
 	else
 		saving_release(server, stream);
 }
@@ -62,7 +62,7 @@ static void release_all(struct server *server)
 {
 	struct link *link;
 
-	while ((link = list_first(&server->held)))
+	while ((link = list_first(&server->on_hold)))
 		saving_release(server, list_entry(link, struct stream, hold));
 }
 
@@ -261,7 +261,7 @@ static int64_t look_at_slots(struct server *server)
 		server->slot_ms = server->now_ms;
 	else if (slots_hang(server))
 		release_all(server);
-	else if (!list_empty(&server->held))
+	else if (!list_empty(&server->on_hold))
 		return server->slot_ms + HANG_MS;
 	return INT64_MAX;
 }
@@ -271,7 +271,7 @@ int64_t saving_start(struct server *server)
 	int64_t slot_ms = look_at_slots(server), retry_ms, due_ms;
 
 	if (!server->store)
-		return INT64_MAX;
+		return slot_ms;
 	retry_ms = states_retry(server);
 	due_ms = save_due(server);
 	due_ms = slot_ms < due_ms ? slot_ms : due_ms;
@@ -285,7 +285,7 @@ bool saving_finished(struct server *server)
 	for (size_t i = 0; i < STATE_SLOTS; i++)
 		if (server->slots[i].use != SLOT_FREE)
 			return false;
-	return list_empty(&server->unsaved) && !server->marks;
+	return list_empty(&server->unsaved) && states_marked(server, server->marks_begun);
 }
 
 void saving_give_up(struct server *server)

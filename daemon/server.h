@@ -109,7 +109,7 @@ struct server {
 	struct list idle;     /* all live ones, longest since they were active, or found unable to leave, first */
 	struct list unsaved;  /* changed since they were saved, longest first */
 	struct list loading;  /* wait for a slot */
-	struct list held;     /* are kept out of batches until their states are taken */
+	struct list on_hold;  /* are kept out of batches until their states are taken */
 	struct pool *blocks, *hiddens;
 	float *scratch;       /* [hidden_size] */
 
@@ -126,11 +126,10 @@ struct server {
 	size_t n_requests;
 	int64_t save_all_ms;   /* what had changed by then is saved without waiting for the interval */
 	struct list unmarked;  /* saved streams, closed or forgotten, whose files are to be marked or removed, */
-	struct list failed_marks; /* and those where that has failed: to be tried again */
+	struct list failed_marks; /* and those where that has failed: to be tried again; both oldest first */
 	struct saved *marking; /* what the store is at, NULL: nothing, */
 	struct store_job mark; /* with this */
-	size_t marks;          /* in all three, */
-	uint64_t marks_begun;  /* and since the start; they end in order */
+	uint64_t marks_begun;  /* in all, since the start */
 	int64_t retry_marks_ms; /* none of those that failed is tried before */
 	int64_t retry_disk_ms; /* nothing is saved before: the last attempt failed */
 	struct log_tap disk_errors;

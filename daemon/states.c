@@ -4,6 +4,7 @@
 #include "daemon/states.h"
 
 #include <assert.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,21 +59,6 @@ static void free_saved(struct server *server, struct saved *saved)
 	free(saved->damage);
 	free(saved->feeder);
 	free(saved);
-}
-
-void states_close(struct server *server, int timeout_ms)
-{
-	struct table_entry *entry;
-	struct error error;
-
-	if (store_close(server->store, timeout_ms, &error))
-		log_error("state: %s: %s; what it was given last is not saved", server->config->state.dir, error.text);
-	else
-		server->store = NULL;
-	for (size_t i = 0; i < STATE_SLOTS && !server->store; i++)
-		state_free(server->slots[i].state);
-	while (server->saved.slot && (entry = table_next(&server->saved, NULL)))
-		free_saved(server, list_entry(entry, struct saved, entry));
 }
 
 static struct saved *find(struct server *server, const char key[HASH_TEXT])
@@ -139,7 +125,6 @@ void states_learn(struct server *server, const void *id, size_t id_size, struct 
 /* One is done, or no longer wanted. */
 static void mark_well(struct server *server)
 {
-	server->marks--;
 	if (!list_empty(&server->failed_marks))
 		return;
 	states_well(server, STORE_CLOSE);
@@ -174,8 +159,7 @@ static void mark(struct server *server, struct saved *saved)
 {
 	if (link_listed(&saved->unmarked) || server->marking == saved)
 		return;
-	server->marks++;
-	server->marks_begun++;
+	saved->mark = ++server->marks_begun;
 	list_append(&server->unmarked, &saved->unmarked);
 	go_on_marking(server);
 }
@@ -216,7 +200,7 @@ static void mark_done(struct server *server)
 		server->retry_marks_ms = states_failed(server, task->task, task->key, &task->error);
 		list_append(&server->failed_marks, &saved->unmarked);
 	} else if (saved->gone && task->task == STORE_CLOSE) { /* forgotten meanwhile */
-		list_append(&server->unmarked, &saved->unmarked);
+		list_prepend(&server->unmarked, &saved->unmarked);
 	} else {
 		mark_well(server);
 		if (task->task == STORE_REMOVE)
@@ -231,10 +215,51 @@ int64_t states_retry(struct server *server)
 
 	if (!list_empty(&server->failed_marks) && server->now_ms < server->retry_marks_ms)
 		return server->retry_marks_ms;
-	while ((link = list_first(&server->failed_marks)))
-		list_append(&server->unmarked, link);
+	while ((link = list_last(&server->failed_marks))) /* they began before those that wait */
+		list_prepend(&server->unmarked, link);
 	go_on_marking(server);
 	return INT64_MAX;
+}
+
+bool states_marked(struct server *server, uint64_t mark)
+{
+	struct link *const oldest[] = {
+		server->marking ? &server->marking->unmarked : NULL, list_first(&server->failed_marks),
+		list_first(&server->unmarked)
+	};
+
+	for (size_t i = 0; i < sizeof oldest / sizeof oldest[0]; i++)
+		if (oldest[i] && list_entry(oldest[i], struct saved, unmarked)->mark <= mark)
+			return false;
+	return true;
+}
+
+/* The loop is over: make the marks that wait, unless the disk takes longer than this for one. */
+static void finish_marking(struct server *server, int timeout_ms)
+{
+	struct pollfd store = { .fd = server->store ? store_fd(server->store) : -1, .events = POLLIN };
+	struct store_job *task;
+
+	while (server->marking && poll(&store, 1, timeout_ms) > 0)
+		while ((task = store_collect(server->store)))
+			if (task == &server->mark)
+				mark_done(server);
+}
+
+void states_close(struct server *server, int timeout_ms)
+{
+	struct table_entry *entry;
+	struct error error;
+
+	finish_marking(server, timeout_ms);
+	if (store_close(server->store, server->marking ? 0 : timeout_ms, &error))
+		log_error("state: %s: %s; what it was given last is not saved", server->config->state.dir, error.text);
+	else
+		server->store = NULL;
+	for (size_t i = 0; i < STATE_SLOTS && !server->store; i++)
+		state_free(server->slots[i].state);
+	while (server->saved.slot && (entry = table_next(&server->saved, NULL)))
+		free_saved(server, list_entry(entry, struct saved, entry));
 }
 
 void states_forget(struct server *server, struct saved *saved)
@@ -336,6 +361,7 @@ void states_free_slot(struct server *server, struct slot *slot)
 	slot->saved = NULL;
 	slot->request = NULL;
 	slot->use = SLOT_FREE;
+	server->slot_ms = server->now_ms;
 	resuming_go_on(server);
 }
 

@@ -35,7 +35,8 @@ struct saved {
 	bool marked;            /* as closed, on disk: until a state is written a restart would take the stream for that */
 	bool gone;              /* forgotten, but its files are not removed yet: there is nothing of this key until then */
 	uint64_t number;        /* gone: of a state that was being written, 0: none */
-	struct link unmarked;   /* files that are to be marked or removed, or where that has failed */
+	struct link unmarked;   /* files that are to be marked or removed, or where that has failed: */
+	uint64_t mark;          /* its number among those, of server->marks_begun */
 	bool fell_back;         /* a newer state is damaged, of which consumers were not told yet */
 	char *damage;           /* why it cannot be resumed; NULL: it can */
 	/* Of a stream that left memory in this run, until it comes back: */
@@ -138,6 +139,9 @@ void states_well(struct server *server, enum store_task task);
 /* Try again to mark and to remove files where that has failed.  Returns when it should be called again. */
 int64_t states_retry(struct server *server);
 
+/* Are the first `mark` of server->marks_begun made? */
+bool states_marked(struct server *server, uint64_t mark);
+
 /* Collect what the store has finished, and go on with it. */
 void states_collect(struct server *server);
 
@@ -149,8 +153,8 @@ void states_copied(struct server *server, struct job *job);
 /* --- saving.c: memory to disk --- */
 
 /*
- * Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can be, or until there has
- * been no slot for a while, or saving_release is called.
+ * Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can be, or saving_release is
+ * called; but not while its peer has no room for what it emits, rows of its next cut are to come, or slots hang.
  */
 bool saving_quiet(const struct stream *stream);
 void saving_hold(struct server *server, struct stream *stream);

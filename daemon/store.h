@@ -57,9 +57,9 @@ int store_open(const char *folder, const struct model *model, size_t window, sto
 	       struct store **ret_store, struct error *err);
 
 /*
- * Finish what was handed over and free the store; NULL is fine.  ERR_SYSTEM: it was not finished
- * within timeout_ms, as when the disk hangs.  Then the thread goes on with its jobs for as long as the process lives:
- * nothing of theirs, nor the model, may be freed.
+ * Finish what was handed over and free the store; NULL is fine.  ERR_SYSTEM: it was not finished within timeout_ms, as
+ * when the disk hangs.  Then the thread goes on with its jobs for as long as the process lives: nothing of theirs, nor
+ * the model, may be freed.
  */
 int store_close(struct store *store, int timeout_ms, struct error *err);
 

@@ -332,7 +332,7 @@ static __host__ __device__ struct prepare_parts parts_of(const struct layout &l,
 }
 
 template <int ROWS>
-static __global__ void __launch_bounds__(32 * warps_of(ROWS), ROWS / 8)
+static __global__ void __launch_bounds__(32 * warps_of(ROWS), ROWS == 8 ? 1 : 2)
 prepare_chunks(const struct chunk_params a, bool with_x)
 {
 	__shared__ struct prepare_memory s;

@@ -5,6 +5,7 @@
  * The daemon has a thread of its own, but runs only while the test waits in turn(), until it would wait itself.
  */
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdio.h>
@@ -641,6 +642,41 @@ START_TEST(a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drain
 }
 END_TEST
 
+/* How many streams are marked as closed in the folder of states. */
+static size_t marked_in(const char *folder)
+{
+	DIR *dir = opendir(folder);
+	struct dirent *file;
+	size_t n = 0;
+
+	ck_assert_ptr_nonnull(dir);
+	while ((file = readdir(dir)))
+		n += strstr(file->d_name, ".closed") != NULL;
+	closedir(dir);
+	return n;
+}
+
+START_TEST(streams_that_closed_are_marked_though_the_daemon_fails)
+{
+	char folder[256];
+
+	start(true, SETTINGS("state.interval=1000"));
+	snprintf(folder, sizeof folder, "%.255s", server.config->state.dir);
+	for (char stream = 'a'; stream <= 'h'; stream++)
+		feed(stream);
+	snapshot("");
+	for (char stream = 'a'; stream <= 'h'; stream++)
+		say('x', stream, &(struct message){ .type = MESSAGE_CLOSE });
+	UNTIL(server.marks_begun == 8);
+	server.failed = true;
+	UNTIL(ended);
+	pthread_join(thread, NULL);
+	ck_assert_int_eq(result, ERR_SYSTEM);
+	ck_assert_uint_eq(marked_in(folder), 8);
+	fake_folder_remove();
+}
+END_TEST
+
 START_TEST(a_request_that_waits_when_the_daemon_stops_is_refused)
 {
 	start(true, SETTINGS("state.interval=1000", "shutdown_timeout=1"));
@@ -935,6 +971,7 @@ int main(void)
 	tcase_add_test(cases, a_reset_is_answered_when_it_is_on_disk);
 	tcase_add_test(cases, a_stream_on_disk_is_reset_to_the_epoch_after);
 	tcase_add_test(cases, a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drains);
+	tcase_add_test(cases, streams_that_closed_are_marked_though_the_daemon_fails);
 	tcase_add_test(cases, a_request_that_waits_when_the_daemon_stops_is_refused);
 	tcase_add_test(cases, the_last_epoch_is_not_reset);
 	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_comes_first);

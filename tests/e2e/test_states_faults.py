@@ -271,6 +271,29 @@ def test_a_stream_that_begins_anew_while_its_mark_is_made(daemon, faults, rows, 
     assert Peer(daemon).open(b"anew", reply=False).next == 45
 
 
+def test_a_snapshot_waits_for_a_mark_that_failed_before_it(daemon, faults, rows, want):
+    """That of a stream that closed later is no substitute for it."""
+    daemon.start()
+    producers = [Producer(daemon, name, rows, want) for name in (b"first", b"second")]
+    for producer in producers:
+        producer.encode(20)
+        assert producer.save()["ok"]
+    faults.arm("o", 0, 1)
+    producers[0].peer.header(b"first", type="close")
+    wait_for_error(daemon)
+    faults.arm("o", 0, 1, -1)
+    with ThreadPoolExecutor(1) as threads:
+        snapshot = threads.submit(daemon.ask, "snapshot")
+        time.sleep(0.1)
+        producers[1].peer.header(b"second", type="close")
+        wait_until(lambda: faults.calls() == "o")
+        time.sleep(1.2)  # the first one's turn has come again, behind the second one's
+        faults.arm("o", 0, FOR_GOOD)
+        assert not snapshot.result()["ok"]
+    faults.heal()
+    assert daemon.ask("snapshot")["ok"]
+
+
 def test_a_removal_that_failed_comes_before_the_next_life(daemon, faults, rows, want):
     """Or else what is left of the life before, in the same epoch, would be taken for the next one's states."""
     daemon.start()
