@@ -552,13 +552,12 @@ START_TEST(closed_streams)
 }
 END_TEST
 
-START_TEST(closing_finishes_and_frees)
+START_TEST(closing_finishes_what_was_handed_over)
 {
-	struct store_job *job = calloc(1, sizeof *job);
+	struct store_job job = job_of(STORE_CLOSE);
 
 	write_one(1, 0);
-	*job = job_of(STORE_CLOSE);
-	store_submit(store, job);
+	store_submit(store, &job);
 	close_store();
 	ck_assert(there(0, ".closed"));
 }
@@ -589,7 +588,7 @@ int main(void)
 	tcase_add_test(tcase, rewinding);
 	tcase_add_test(tcase, rewinding_past_damage);
 	tcase_add_test(tcase, closed_streams);
-	tcase_add_test(tcase, closing_finishes_and_frees);
+	tcase_add_test(tcase, closing_finishes_what_was_handed_over);
 	suite_add_tcase(suite, tcase);
 	return suite_run(suite);
 }
