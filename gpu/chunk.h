@@ -50,11 +50,11 @@ static __host__ __device__ inline int chunk_blocks(const struct layout *layout)
 
 /*
  * B, C, their conv states, scores and steps; with_x also x, as it is and weighted, and its conv state, for chunk_states
- * and chunk_outputs.
+ * and chunk_outputs.  early: it begins early behind the kernel ahead, as in launch.cuh.
  */
 cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
-			  size_t chunks, int processors, cudaStream_t stream);
+			  size_t chunks, bool early, int processors, cudaStream_t stream);
 
 /*
  * Whole segments, one chunk after another, the state on chip.  For compute capability 9.0 and heads of 64.

@@ -339,7 +339,8 @@ prepare_chunks(const struct chunk_params a, bool with_x)
 	const struct prepare_parts parts = parts_of(a.layout, with_x);
 	const int chunks = a.batch->n_chunks, wide = parts.groups + parts.x;
 
-	next_may_begin();
+	previous_ended();
+	next_may_begin(); /* only now: what follows at once already reads proj */
 	for (int item = blockIdx.x; item < chunks * (wide + parts.steps); item += gridDim.x) {
 		bool steps = item >= chunks * wide;
 		int rest = steps ? item - chunks * wide : item, of = steps ? parts.steps : wide;
@@ -357,7 +358,7 @@ prepare_chunks(const struct chunk_params a, bool with_x)
 
 cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
-			  size_t chunks, int processors, cudaStream_t stream)
+			  size_t chunks, bool early, int processors, cudaStream_t stream)
 {
 	struct chunk_params a = { *layout, *weights, *buffers, layer, batch };
 	const struct prepare_parts parts = parts_of(*layout, with_x);
@@ -365,8 +366,6 @@ cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weight
 	unsigned blocks = (unsigned)(items < 1 << 16 ? items : 1 << 16);
 
 	if (items <= (size_t)processors)
-		prepare_chunks<8><<<blocks, 32 * warps_of(8), 0, stream>>>(a, with_x);
-	else
-		prepare_chunks<16><<<blocks, 32 * warps_of(16), 0, stream>>>(a, with_x);
-	return cudaGetLastError();
+		return launch_early(early, prepare_chunks<8>, blocks, 32 * warps_of(8), 0, stream, a, with_x);
+	return launch_early(early, prepare_chunks<16>, blocks, 32 * warps_of(16), 0, stream, a, with_x);
 }

@@ -6,7 +6,7 @@
  *   y_i = 2^{l_i} h C_i + sum_{j <= i} (C_i B_j) 2^{l_i - l_j} dt_j x_j + D x_i,    gated = y * silu(z)
  *   h = 2^{l_last} h + sum_j 2^{l_last - l_j} dt_j x_j B_j^T
  *
- * A block stays on its processor and takes one item after another: three neighbouring heads of one group, from a
+ * A block stays on its processor and takes one item after another: three neighbouring heads of one group, or one, from a
  * segment's first chunk to its last.  Each of its three warpgroups convolves the columns of a head, keeps its state,
  * 64 p x N n, in registers, and a bfloat16 copy of it in shared memory as an operand.  B, C and the scores are shared.
  * All copies run ahead: the next chunk's, and the next item's state and weights.  What the warpgroups share is fetched
@@ -243,7 +243,7 @@ ssd_segments(const __grid_constant__ struct segments_params a)
 	struct segments_memory<N> &s = *(struct segments_memory<N> *)shared;
 	struct progress at = { 0, 0, 0, 0 };
 
-	if (blockIdx.x >= a.batch->n_segments * a.layout.groups * blocks_of_group(a.layout))
+	if (blockIdx.x >= divide(a).items)
 		return;
 	begin(a, s);
 	do
@@ -262,8 +262,8 @@ cudaError_t chunk_segments(const struct layout *layout, const struct layer_weigh
 			   const struct batch_view *batch, size_t segments, int processors, cudaStream_t stream)
 {
 	struct segments_params a = { { *layout, *weights, *buffers, layer, batch }, *proj_boxes };
-	size_t items = segments * (size_t)(layout->groups * blocks_of_group(*layout));
-	unsigned blocks = (unsigned)(items < (size_t)processors ? items : (size_t)processors);
+	size_t heads = segments * (size_t)layout->heads;
+	unsigned blocks = (unsigned)(heads < (size_t)processors ? heads : (size_t)processors);
 
 	return layout->state == 64 ? launch_early(true, ssd_segments<64>, blocks, GROUPS * GROUP_THREADS,
 						  sizeof(struct segments_memory<64>), stream, a) :

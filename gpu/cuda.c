@@ -135,6 +135,7 @@ static int find_device(struct cuda *cuda, int index, struct error *err)
 				 index, properties.major, properties.minor);
 	cuda->forward.processors = properties.multiProcessorCount;
 	cuda->hopper = properties.major == 9 && properties.minor == 0;
+	cuda->forward.early = cuda->hopper;
 	cuda->forward.on_chip = cuda->forward.chunked && cuda->hopper && chunk_segments_serves(&cuda->layout);
 	snprintf(cuda->base.description, sizeof(cuda->base.description), "cuda %.48s sm_%d%d %s", properties.name,
 		 properties.major, properties.minor, precision_name(cuda->base.precision));

@@ -123,7 +123,8 @@ void forward_close(struct forward *forward)
 
 /*
  * A segment's chunks follow each other, on one block for every few heads.  Where that leaves most processors idle
- * behind the longest segment, all chunks at once win, although their states go through memory.
+ * behind the longest segment, all chunks at once win, although their states go through memory and they take more than
+ * twice the work.
  */
 enum mixer forward_mixer(const struct forward *forward, const struct batch_size *size)
 {
@@ -133,7 +134,7 @@ enum mixer forward_mixer(const struct forward *forward, const struct batch_size 
 		return MIXER_SCAN;
 	if (!forward->on_chip)
 		return MIXER_CHUNKS;
-	if (size->longest > 1 && size->longest * (size_t)forward->processors > size->chunks * blocks &&
+	if (size->longest > 1 && size->longest * (size_t)forward->processors * 3 / 8 > size->chunks * blocks &&
 	    size->chunks <= forward->state_chunks)
 		return MIXER_CHUNKS;
 	return MIXER_SEGMENTS;
@@ -155,7 +156,7 @@ static cudaError_t next_layer(const struct forward *f, int i, size_t rows)
 		.stream_plane = i > 0 ? f->planes[i - 1] : -1,
 		.normed_plane = last ? f->planes[i] : -1,
 		.max_rows = f->limits.rows,
-		.early = i > 0 && matmul_own(f->out_proj, rows),
+		.early = f->early && i > 0,
 		.output_dtype = f->output_dtype,
 	};
 
@@ -167,15 +168,15 @@ cudaError_t forward_mix(const struct forward *forward, int i, const struct batch
 	const struct forward *f = forward;
 	const struct layout *l = &f->layout;
 	const struct layer_weights *weights = &f->weights->layers[i];
-	struct scan args = { weights, i, f->proj, f->gated, f->squares, matmul_own(f->in_proj, size->rows) };
+	struct scan args = { weights, i, f->proj, f->gated, f->squares, f->early };
 	const int processors = f->processors;
-	const bool early = f->on_chip && size->chunks <= (size_t)processors; /* of many, blocks would share processors */
+	const bool early = f->early && size->chunks <= (size_t)processors; /* of many, blocks would share processors */
 	cudaError_t status;
 
 	if (mixer == MIXER_SCAN)
 		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
-	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, processors,
-			       f->stream);
+	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->early,
+			       processors, f->stream);
 	if (status == cudaSuccess && mixer == MIXER_SEGMENTS)
 		return chunk_segments(l, weights, i, &f->chunk, &f->proj_boxes, f->view, size->segments, processors,
 				      f->stream);

@@ -119,11 +119,6 @@ int matmul_run_library(const struct matmul *matmul, const void *x, const void *w
 	return run(matmul, &way, x, w, bias, y, rows, err);
 }
 
-bool matmul_own(const struct matmul *matmul, size_t rows)
-{
-	return matmul->rungs[rung_of(matmul, rows)].way.cut > 0;
-}
-
 size_t matmul_ladder(size_t max_rows, size_t rows[MATMUL_RUNGS])
 {
 	size_t n = 0;

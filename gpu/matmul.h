@@ -70,7 +70,4 @@ int matmul_run(const struct matmul *matmul, const void *x, const void *w, const 
 int matmul_run_library(const struct matmul *matmul, const void *x, const void *w, const void *bias, void *y,
 		       size_t rows, struct error *err);
 
-/* Whether products of so many rows are those of product.h. */
-bool matmul_own(const struct matmul *matmul, size_t rows);
-
 #endif

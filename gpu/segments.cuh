@@ -24,7 +24,7 @@ struct segments_params : chunk_params {
 struct item {
 	struct segment_view segment;
 	int group;             /* of B and C */
-	int first_head, heads; /* of the block: a group's last one may have warpgroups to spare, */
+	int first_head, heads; /* of the block: where it has only one head, warpgroups are to spare, */
 	int column;            /* whose column is negative */
 	float d;
 	bool last; /* of the block's */
@@ -59,28 +59,53 @@ template <int N> struct __align__(128) segments_memory {
 	uint64_t c_done, b_done; /* no warpgroup needs them any more */
 };
 
-static __host__ __device__ int blocks_of_group(const struct layout &l)
-{
-	return (l.heads / l.groups + GROUPS - 1) / GROUPS;
-}
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/*
+ * How all heads of the batch's segments divide into items: first in threes, as many as there are in each group; then one
+ * by one what is left of the groups, and also the last threes, if all of them then find a processor at once: that ends
+ * sooner than threes on some of the processors would.
+ */
+struct division {
+	int of_group; /* heads in threes */
+	int in_threes, threes, items;
+};
+
+static __device__ struct division divide(const struct chunk_params &a)
+{
+	const int groups = a.batch->n_segments * a.layout.groups, heads = a.layout.heads / a.layout.groups;
+	struct division d = { .of_group = heads / GROUPS * GROUPS };
+
+	d.in_threes = groups * d.of_group;
+	d.threes = d.in_threes / GROUPS;
+	int last = d.threes % gridDim.x, left = groups * heads - d.in_threes;
+	if (GROUPS * last + left <= gridDim.x)
+		d.threes -= last;
+	d.items = groups * heads - (GROUPS - 1) * d.threes;
+	return d;
+}
 
 /* The block's nth item; by one thread of the warpgroup. */
 static __device__ void find_item(const struct chunk_params &a, int n, struct item &item)
 {
 	const struct layout &l = a.layout;
-	int heads = l.heads / l.groups, blocks = blocks_of_group(l), number = blockIdx.x + n * gridDim.x;
-	int segment = number / (l.groups * blocks), group = number / blocks % l.groups, block = number % blocks;
-	int own = threadIdx.x / GROUP_THREADS, first = group * heads + block * GROUPS;
+	const struct division d = divide(a);
+	int number = blockIdx.x + n * gridDim.x, heads = l.heads / l.groups, own = threadIdx.x / GROUP_THREADS;
+	int head = number + min(number, d.threes) * (GROUPS - 1); /* counted as they divide */
+	int group, first;
 
-	item.segment = a.batch->segments[segment];
-	item.group = group;
-	item.first_head = first;
-	item.heads = min(GROUPS, (group + 1) * heads - first);
-	item.column = own < item.heads ? (first + own) * GROUP_COLUMNS : -1;
-	item.d = own < item.heads ? a.weights.d[first + own] : 0.0f;
-	item.last = number + gridDim.x >= a.batch->n_segments * l.groups * blocks;
+	if (head < d.in_threes)
+		group = head / d.of_group, first = head % d.of_group;
+	else
+		group = (head - d.in_threes) / (heads - d.of_group),
+		first = d.of_group + (head - d.in_threes) % (heads - d.of_group);
+	item.segment = a.batch->segments[group / l.groups];
+	item.group = group % l.groups;
+	item.first_head = item.group * heads + first;
+	item.heads = number < d.threes ? GROUPS : 1;
+	item.column = own < item.heads ? (item.first_head + own) * GROUP_COLUMNS : -1;
+	item.d = own < item.heads ? a.weights.d[item.first_head + own] : 0.0f;
+	item.last = number + gridDim.x >= d.items;
 }
 
 static __device__ int group_thread(void)
