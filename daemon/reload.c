@@ -43,6 +43,7 @@ static void apply(struct server *server)
 		if (server->config->streams.flush_after <= 0)
 			list_remove(&stream->unflushed);
 		stream_flush_later(server, stream);
+		saving_release(server, stream); /* it may not be due any longer */
 		if (stream->phase != STREAM_LOADING && stream->feeder && stream->feeder->router)
 			list_add(&server->dirty, &stream->dirty); /* the ack tells the credit */
 	}

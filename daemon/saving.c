@@ -240,8 +240,7 @@ static int64_t save_due(struct server *server)
 		struct slot *slot = states_slot(server);
 
 		next = list_next(&server->unsaved, link);
-		if (!link_listed(&stream->hold) && stream->unsaved_ms + interval > server->now_ms &&
-		    stream->unsaved_ms > server->save_all_ms)
+		if (stream->unsaved_ms + interval > server->now_ms && stream->unsaved_ms > server->save_all_ms)
 			return stream->unsaved_ms + interval;
 		if (!slot && (saving_quiet(stream) || slots_hang(server)))
 			break;

@@ -600,6 +600,28 @@ START_TEST(a_stream_that_is_rewound_is_told_nothing_of_a_reload)
 }
 END_TEST
 
+/* Behind one that cannot be saved now, as its peer does not read. */
+START_TEST(a_stream_that_waits_to_be_saved_goes_on_when_a_reload_says_later)
+{
+	start(true, SETTINGS("state.interval=0.05"));
+	open_stream('y', 'b');
+	deaf = 'y';
+	say_rows('y', 'b', 0, 9);
+	open_stream('x', 'a');
+	fake_stuck = true;
+	say_rows('x', 'a', 0, 9);
+	UNTIL(!list_empty(&server.on_hold));
+	say_rows('x', 'a', 9, 8);
+	fake_daemon_set("state.interval=100000");
+	ask("reload", "", NULL);
+	answered(NULL);
+	fake_stuck = false;
+	hear_rows('a', 16);
+	deaf = 0;
+	stop();
+}
+END_TEST
+
 START_TEST(a_reset_is_answered_when_it_is_on_disk)
 {
 	start(true, SETTINGS("state.interval=1000"));
@@ -968,6 +990,7 @@ int main(void)
 	tcase_add_test(cases, another_streams_failure_is_no_failure_of_a_snapshot);
 	tcase_add_test(cases, a_stream_comes_back_when_its_state_can_be_copied);
 	tcase_add_test(cases, a_stream_that_is_rewound_is_told_nothing_of_a_reload);
+	tcase_add_test(cases, a_stream_that_waits_to_be_saved_goes_on_when_a_reload_says_later);
 	tcase_add_test(cases, a_reset_is_answered_when_it_is_on_disk);
 	tcase_add_test(cases, a_stream_on_disk_is_reset_to_the_epoch_after);
 	tcase_add_test(cases, a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drains);

@@ -57,12 +57,17 @@ void fake_folder_remove(void)
 
 /* --- the daemon --- */
 
-static void set(const char *const *settings)
+void fake_daemon_set(const char *setting)
 {
 	struct error err;
 
+	must(!string_list_add(&source.overrides, setting, &err));
+}
+
+static void set(const char *const *settings)
+{
 	for (; *settings; settings++)
-		must(!string_list_add(&source.overrides, *settings, &err));
+		fake_daemon_set(*settings);
 }
 
 static void close_daemon(struct server *server)

@@ -24,4 +24,7 @@ void fake_folder_remove(void); /* with what is in it */
 int fake_daemon_open(struct server *server, bool states, const char *const *settings, struct error *err);
 int fake_daemon_run(struct server *server, struct error *err);
 
+/* A KEY=VALUE more, which a reload finds. */
+void fake_daemon_set(const char *setting);
+
 #endif
