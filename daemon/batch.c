@@ -1,8 +1,8 @@
 /*
  * The middle of the straight line: full windows join a batch, the worker runs it, its streams move on.
  *
- * Batching is work-conserving: whenever the device has room, all that is ready goes, one window a stream first and then,
- * in turn, further windows of streams that have them queued, which makes long segments of replayed recordings.
+ * Batching is work-conserving: whenever the device has room, all that is ready goes, one window a stream first and
+ * then, in turn, further windows of streams that have them queued, which makes long segments of replayed recordings.
  */
 #include "daemon/server.h"
 

@@ -323,8 +323,8 @@ static int run(struct server *server, const void *bytes, size_t size, struct con
 			return check_rights(server, i, err) || read_ids(server, i, &asked, err)
 				       ? err->code : commands[i].run(server, &asked, answer, err);
 	return error_set(err, REFUSED_BAD_HEADER,
-			 "cmd: expected status, streams, metrics, reset, close, drain, reload, snapshot, export, import "
-			 "or fork");
+			 "cmd: expected status, streams, metrics, reset, close, drain, reload, snapshot, export, "
+			 "import or fork");
 }
 
 /* Run a request and write its answer to buffer [ANSWER_BYTES]; returns its length, 0 if the request waits. */

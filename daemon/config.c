@@ -217,8 +217,8 @@ static int set_uint(const struct key *key, uint64_t *field, const char *text, co
 	errno = 0;
 	value = strtoull(text, &end, 10);
 	if (text[0] < '0' || text[0] > '9' || *end || errno || value < key->least || value > key->most)
-		return bad(place, err, "\"%s\", expected a whole number from %" PRIu64 " to %" PRIu64 "%s", text, key->least,
-			   key->most, key->automatic ? ", or auto" : "");
+		return bad(place, err, "\"%s\", expected a whole number from %" PRIu64 " to %" PRIu64 "%s", text,
+			   key->least, key->most, key->automatic ? ", or auto" : "");
 	*field = value;
 	return 0;
 }

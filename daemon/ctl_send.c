@@ -77,8 +77,8 @@ static int hear(struct sending *s, int timeout_ms, struct error *err)
 	int rc = client_receive(s->client, timeout_ms, &message, err);
 
 	if (rc == 0 && timeout_ms)
-		return error_set(err, ERR_SYSTEM, "%s: no answer within %d s: is it a daemon's ingest socket, and does it "
-				 "ask for keys?", s->address, timeout_ms / 1000);
+		return error_set(err, ERR_SYSTEM, "%s: no answer within %d s: is it a daemon's ingest socket, and does "
+				 "it ask for keys?", s->address, timeout_ms / 1000);
 	if (rc <= 0)
 		return rc;
 	if (header->type == MESSAGE_ERROR && header->code == REFUSED_STALE_EPOCH && !s->state.open &&

@@ -83,7 +83,8 @@ static bool reset_done(struct server *server, const struct request *request)
 	if (!saved) /* not written yet, or closed since */
 		return !stream || stream->epoch < request->epoch;
 	on_disk = &saved->generations;
-	return on_disk->n && on_disk->item[on_disk->n - 1].known && on_disk->item[on_disk->n - 1].epoch >= request->epoch;
+	return on_disk->n && on_disk->item[on_disk->n - 1].known &&
+	       on_disk->item[on_disk->n - 1].epoch >= request->epoch;
 }
 
 static void go_on_reset(struct server *server, struct request *request)

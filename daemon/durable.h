@@ -9,8 +9,9 @@
 /*
  * Commands as those of requests.h:
  *
- *	reset {stream}            begin a new epoch with a zero cache; answer {epoch} when that is on disk, if states are
- *	                          kept.  A stream whose states are damaged is forgotten: its epochs begin at 0 again
+ *	reset {stream}            begin a new epoch with a zero cache; answer {epoch} when that is on disk, if states
+ *	                          are kept.  A stream whose states are damaged is forgotten: its epochs begin at 0
+ *	                          again
  *	snapshot {stream?}        save what has changed, of one stream or all, and answer when it is on disk: all rows
  *	                          that were accepted before
  */

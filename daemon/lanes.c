@@ -1,7 +1,7 @@
 /*
- * The lanes: a device each, with its worker and the streams whose caches it holds.  A stream stays on its lane for life;
- * its next life, or its return from disk, may be on another.  So the lanes must be alike: hidden states may not depend
- * on which of them computed them.
+ * The lanes: a device each, with its worker and the streams whose caches it holds.  A stream stays on its lane for
+ * life; its next life, or its return from disk, may be on another.  So the lanes must be alike: hidden states may not
+ * depend on which of them computed them.
  */
 #include "daemon/server.h"
 

@@ -40,8 +40,8 @@ int limits_check_streams(const struct server *server, const struct peer *peer, c
 
 /*
  * Where keys are asked for: ZeroMQ keeps messages until their last frame has come, so all such beginnings together are
- * bounded here.  Beyond that the connections are cut whose last whole message is the longest ago.  Who did not get in is
- * told as well.  Returns when to call again: monotonic milliseconds.
+ * bounded here.  Beyond that the connections are cut whose last whole message is the longest ago.  Who did not get in
+ * is told as well.  Returns when to call again: monotonic milliseconds.
  */
 int64_t limits_sweep(struct server *server);
 

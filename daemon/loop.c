@@ -380,7 +380,8 @@ static int give_up(struct server *server, struct error *err)
 
 	saving_give_up(server);
 	return error_set(err, ERR_SYSTEM, "not all that was accepted could be published and saved within %g s%s%s",
-			 server->config->shutdown_timeout, stats->failing ? ": " : "", stats->failing ? stats->why : "");
+			 server->config->shutdown_timeout, stats->failing ? ": " : "",
+			 stats->failing ? stats->why : "");
 }
 
 int server_run(struct server *server, struct error *err)

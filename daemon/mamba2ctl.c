@@ -73,7 +73,7 @@ static const struct command {
 	  "  mamba2ctl recv                        # everything\n"
 	  "  mamba2ctl recv --count 1 ward-2/      # wait until one of these streams moves\n"
 	  "  mamba2ctl recv -o hidden.npy sensor-7 &\n"
-	  "  sleep 1; mamba2ctl send --end sensor-7 rows.npy; wait    # what goes out before recv listens is missed\n" },
+	  "  sleep 1; mamba2ctl send --end sensor-7 rows.npy; wait   # what goes out before recv listens is missed\n" },
 	{ "status", ctl_request, CONTROLS, "[--json]", "what the daemon runs, where it listens, and its counters",
 	  CONTROL JSON KEYS
 	  "\n"

@@ -30,8 +30,8 @@ struct request {
 };
 
 /*
- * Keep the request that is being handled; what it asks for is done from the next turn of the loop on.  REQUEST_WAITS, or
- * REFUSED_NO_CREDIT: too many wait.
+ * Keep the request that is being handled; what it asks for is done from the next turn of the loop on.  REQUEST_WAITS,
+ * or REFUSED_NO_CREDIT: too many wait.
  */
 int request_begin(struct server *server, enum request_kind kind, const struct stream_id *stream,
 		  const struct stream_id *to, struct error *err);

@@ -117,7 +117,7 @@ static void give_up(struct server *server, struct stream *stream, struct saved *
 	begin_anew(server, stream);
 }
 
-/* Take over what reading taught about the generations; consumers are told where the stream goes on from an older one. */
+/* Take over what reading taught of the generations; consumers are told where the stream goes on from an older one. */
 static void learn(struct server *server, struct stream *stream, struct saved *saved, const struct store_job *task)
 {
 	states_learn(server, stream->id, stream->id_size, saved, task);

@@ -9,7 +9,7 @@
 
 #include "model/error.h"
 
-/* For the daemon: write the address to buffer.  The folder is made, for its owner only, if need be; it has to be ours. */
+/* For the daemon: write the address to buffer.  The folder is made, for its owner only, if need be; it must be ours. */
 int runtime_control_address(char *buffer, size_t size, struct error *err);
 
 /*

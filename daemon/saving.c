@@ -128,7 +128,7 @@ static bool save(struct server *server, struct stream *stream, struct slot *slot
 {
 	struct saved *saved = states_get(server, stream->key);
 
-	if (!saved || saved->slot) { /* what the life before leaves to do on disk comes first; rows need not wait for it */
+	if (!saved || saved->slot) { /* what the life before leaves to do on disk comes first; rows need not wait */
 		saving_release(server, stream);
 		return false;
 	}
@@ -248,7 +248,7 @@ static int64_t save_due(struct server *server)
 			save(server, stream, slot, false);
 		else
 			saving_hold(server, stream);
-		held += link_listed(&stream->hold) && !stream->before; /* for as long as the life before needs, others go on */
+		held += link_listed(&stream->hold) && !stream->before; /* while a life before ends, others go on */
 	}
 	return INT64_MAX; /* what is due waits for a slot or a batch to finish */
 }
@@ -300,7 +300,8 @@ void saving_give_up(struct server *server)
 		if (!stream->changed && !(stream->slot && stream->slot->use == SLOT_SAVING))
 			continue;
 		if (n++ < NAMED_MAX)
-			log_about(LOG_LEVEL_ERROR, &about, "stream %s is not saved: rows from %" PRIu64 " on must come again",
+			log_about(LOG_LEVEL_ERROR, &about,
+				  "stream %s is not saved: rows from %" PRIu64 " on must come again",
 				  streamid_format(stream->id, stream->id_size, name), states_durable(server, stream));
 	}
 	if (n > NAMED_MAX)

@@ -462,8 +462,8 @@ static int read_positions(const struct safetensors *file, const char *name, stru
 		least = position + 1;
 	}
 	if (state->emitted > least)
-		return error_set(err, ERR_FORMAT, "%s: metadata emitted: expected at most %" PRIu64 ", where the rows end",
-				 name, least);
+		return error_set(err, ERR_FORMAT,
+				 "%s: metadata emitted: expected at most %" PRIu64 ", where the rows end", name, least);
 	return 0;
 }
 

@@ -300,7 +300,7 @@ uint64_t states_durable(struct server *server, struct stream *stream)
 	const struct saved *saved = states_find(server, stream->key);
 	uint64_t durable;
 
-	if (!saved || saved->marked || (stream->before && stream->before->phase == STREAM_ENDING)) /* still that one's */
+	if (!saved || saved->marked || (stream->before && stream->before->phase == STREAM_ENDING)) /* that one's */
 		return stream->durable;
 	durable = generations_durable(&saved->generations, stream->epoch, stream->reply, stream->got);
 	assert(durable <= stream->next); /* states ahead of a stream that is rewound are gone before it is there */

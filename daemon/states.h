@@ -32,8 +32,8 @@ struct saved {
 	struct generations generations;
 	struct slot *slot;      /* that is saving the stream just now */
 	bool closed;            /* resumed only for a peer that still lacks hidden states */
-	bool marked;            /* as closed, on disk: until a state is written a restart would take the stream for that */
-	bool gone;              /* forgotten, but its files are not removed yet: there is nothing of this key until then */
+	bool marked;            /* as closed, on disk: until a state is written a restart takes the stream for that */
+	bool gone;              /* forgotten, but its files are not removed yet: nothing of this key until then */
 	uint64_t number;        /* gone: of a state that was being written, 0: none */
 	struct link unmarked;   /* files that are to be marked or removed, or where that has failed: */
 	uint64_t mark;          /* its number among those, of server->marks_begun */
@@ -100,7 +100,7 @@ struct state_stats {
 /* Open state.dir, if one is configured; learn what is in it.  Errors name the folder. */
 int states_open(struct server *server, struct error *err);
 
-/* Let the store finish; after timeout_ms server->store is still there, and at work with the slots' states and the model. */
+/* Let the store finish; after timeout_ms server->store is there still, at work with the slots' states and the model. */
 void states_close(struct server *server, int timeout_ms);
 
 /* What is remembered of a stream id with this key; NULL if nothing, or if states are not kept. */
@@ -131,7 +131,7 @@ void states_closed(struct server *server, struct stream *stream);
 /* The position before which rows of the stream never have to be sent again. */
 uint64_t states_durable(struct server *server, struct stream *stream);
 
-/* A task could not be done for the stream with this key; returns when to try it again.  One of its kind could be done. */
+/* A task could not be done for the stream with this key; returns when to try it again.  One of its kind could. */
 int64_t states_failed(struct server *server, enum store_task task, const char key[HASH_TEXT],
 		      const struct error *error);
 void states_well(struct server *server, enum store_task task);
@@ -153,8 +153,8 @@ void states_copied(struct server *server, struct job *job);
 /* --- saving.c: memory to disk --- */
 
 /*
- * Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can be, or saving_release is
- * called; but not while its peer has no room for what it emits, rows of its next cut are to come, or slots hang.
+ * Can the stream's state be taken now?  If not, saving_hold keeps it out of batches until it can be, or saving_release
+ * is called; but not while its peer has no room for what it emits, rows of its next cut are to come, or slots hang.
  */
 bool saving_quiet(const struct stream *stream);
 void saving_hold(struct server *server, struct stream *stream);

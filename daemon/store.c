@@ -115,7 +115,7 @@ static void task_write(struct store *store, struct store_job *job)
 	uint64_t start = now_ns();
 
 	state_name(job->key, job->number, name);
-	/* a stream that is saved is not closed: its newer state never stands beside a mark, which the same fsync ends */
+	/* a stream that is saved is not closed: its newer state never stands beside a mark, which that fsync ends */
 	if (remove_mark(store, job->key, &job->error))
 		return;
 	if (statefile_write(store->folder, name, shape, job->state, &job->error)) {

@@ -78,7 +78,7 @@ struct stream {
 	struct stream *before, *after; /* lives of the same id: one that still drains, one that waits for this one */
 	uint64_t epoch;
 	struct peer *feeder; /* NULL: gone; whoever sends next takes over */
-	struct account *account; /* for which it counts: its feeder's, also when that is gone but not its key; or NULL */
+	struct account *account; /* for which it counts: its feeder's, also when that is gone, not its key; or NULL */
 	bool reply;          /* hidden states go to the feeder too */
 
 	/* After a gap reset the producer's own numbering goes on: in its source_epoch, ahead by source_origin. */

@@ -6,12 +6,12 @@
  *   y_i = 2^{l_i} h C_i + sum_{j <= i} (C_i B_j) 2^{l_i - l_j} dt_j x_j + D x_i,    gated = y * silu(z)
  *   h = 2^{l_last} h + sum_j 2^{l_last - l_j} dt_j x_j B_j^T
  *
- * A block stays on its processor and takes one item after another: three neighbouring heads of one group, or one, from a
- * segment's first chunk to its last.  Each of its three warpgroups convolves the columns of a head, keeps its state,
- * 64 p x N n, in registers, and a bfloat16 copy of it in shared memory as an operand.  B, C and the scores are shared.
- * All copies run ahead: the next chunk's, and the next item's state and weights.  What the warpgroups share is fetched
- * anew by the last of them that has done with it, so that none waits for the others.  The products add up in the order
- * of chunk_states and chunk_outputs: the same bits.
+ * A block stays on its processor and takes one item after another: three neighbouring heads of one group, or one,
+ * from a segment's first chunk to its last.  Each of its three warpgroups convolves the columns of a head, keeps its
+ * state, 64 p x N n, in registers, and a bfloat16 copy of it in shared memory as an operand.  B, C and the scores are
+ * shared.  All copies run ahead: the next chunk's, and the next item's state and weights.  What the warpgroups share is
+ * fetched anew by the last of them that has done with it, so that none waits for the others.  The products add up in
+ * the order of chunk_states and chunk_outputs: the same bits.
  */
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

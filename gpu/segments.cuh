@@ -62,9 +62,9 @@ template <int N> struct __align__(128) segments_memory {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /*
- * How all heads of the batch's segments divide into items: first in threes, as many as there are in each group; then one
- * by one what is left of the groups, and also the last threes, if all of them then find a processor at once: that ends
- * sooner than threes on some of the processors would.
+ * How all heads of the batch's segments divide into items: first in threes, as many as there are in each group; then
+ * one by one what is left of the groups, and also the last threes, if all of them then find a processor at once: that
+ * ends sooner than threes on some of the processors would.
  */
 struct division {
 	int of_group; /* heads in threes */

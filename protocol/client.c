@@ -265,7 +265,8 @@ int client_request(struct client *client, const void *request, size_t size, int 
 	if (status < 0)
 		return status;
 	if (status == 0)
-		return error_set(err, ERR_SYSTEM, "no answer from %s within %d ms: is it there, and does it ask for keys?",
+		return error_set(err, ERR_SYSTEM,
+				 "no answer from %s within %d ms: is it there, and does it ask for keys?",
 				 client->address, timeout_ms);
 	if (n_frames != 1)
 		return error_set(err, ERR_FORMAT, "an answer of %zu frames from %s, expected 1", n_frames,

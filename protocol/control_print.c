@@ -214,7 +214,7 @@ static bool read_row(struct wire_reader *reader, bool first, struct table *table
 	return true;
 }
 
-/* Whether all n (at least one) items of an array are maps of the same keys in the same order, nothing nested in them. */
+/* Whether all n (at least one) items of an array are maps of the same keys in the same order, with nothing nested. */
 static bool is_table(struct wire_reader reader, size_t n, struct table *table)
 {
 	for (size_t i = 0; i < n; i++)

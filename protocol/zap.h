@@ -18,8 +18,8 @@ int zap_open(struct endpoint_context *context, struct endpoint **ret_zap, struct
 
 struct zap_rules {
 	/*
-	 * The user number of a key (not ENDPOINT_ANYBODY), or ENDPOINT_NOBODY for one that is not let in; address [size]
-	 * is the IP address that it comes from, as text.
+	 * The user number of a key (not ENDPOINT_ANYBODY), or ENDPOINT_NOBODY for one that is not let in; address
+	 * [size] is the IP address that it comes from, as text.
 	 */
 	unsigned int (*find)(void *arg, const unsigned char key[KEY_BYTES], const char *address, size_t size);
 	/* What time it is, by any clock: goes with the user to every message of the connection. */

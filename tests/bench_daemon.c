@@ -2,8 +2,8 @@
  * Throughput and latency of a running daemon over its sockets, beside what libzmq alone does with messages of that size
  * over the same transport, and with --model what the device does in process.  Prints one line of JSON.
  *
- *	bench_daemon --ingest ADDRESS --columns N [--streams S] [--window L] [--ahead K] [--dtype bfloat16] [--seconds N]
- *		     [--model DIR] [--device NAME]
+ *	bench_daemon --ingest ADDRESS --columns N [--streams S] [--window L] [--ahead K] [--dtype bfloat16]
+ *		     [--seconds N] [--model DIR] [--device NAME]
  *
  * The three take turns; with --streams 1 --ahead 1 and --model there is a fourth, libzmq_held, where libzmq's messages
  * are held for as long as a pass takes: what a daemon that did nothing else would reach.  The window, and the dtype of
@@ -120,8 +120,8 @@ int main(int argc, char **argv)
 	struct echo *echo;
 
 	if (read_options(argc, argv, &o)) {
-		fprintf(stderr, "usage: bench_daemon --ingest ADDRESS --columns N [--streams S] [--window L] [--ahead K] "
-				"[--dtype D] [--seconds N] [--model DIR] [--device NAME]\n");
+		fprintf(stderr, "usage: bench_daemon --ingest ADDRESS --columns N [--streams S] [--window L] [--ahead "
+				"K] [--dtype D] [--seconds N] [--model DIR] [--device NAME]\n");
 		return 2;
 	}
 	passes = o.model ? passes_new(&o) : NULL;

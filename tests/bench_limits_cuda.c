@@ -1,7 +1,7 @@
 /*
  * Limits of a cuda device: the matrix products of all layers through cuBLASLt under a graph, with the device's own
  * weights and with the activations that the last forward pass left, because products of zeros run faster than others;
- * and copying device memory, counting what is read and what is written.  Beside them, what happens between the products.
+ * and copying device memory, counting what is read and what is written.  Beside them, what is between the products.
  */
 #include <stdlib.h>
 

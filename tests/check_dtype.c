@@ -114,8 +114,8 @@ static void assert_narrows(const struct path *path, enum dtype dtype, const floa
 		double got = oracle_value(narrowed[i], mantissa_of(dtype), exponent_of(dtype));
 
 		if (!same(got, want))
-			ck_abort_msg("%a became %s %04x = %a, not %a", (double)floats[i], dtype_name(dtype), narrowed[i],
-				     got, want);
+			ck_abort_msg("%a became %s %04x = %a, not %a", (double)floats[i], dtype_name(dtype),
+				     narrowed[i], got, want);
 	}
 }
 

@@ -902,7 +902,8 @@ START_TEST(requests_that_wait_are_bounded)
 {
 	const unsigned n = 400;
 
-	start(true, SETTINGS("state.interval=1000", _i ? "limits.message_bytes=67108864" : "limits.message_bytes=4096"));
+	start(true, SETTINGS("state.interval=1000",
+			     _i ? "limits.message_bytes=67108864" : "limits.message_bytes=4096"));
 	feed('a');
 	fake_stuck = true;
 	for (unsigned i = 0; i < n; i++)

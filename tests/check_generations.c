@@ -391,7 +391,7 @@ START_TEST(examples)
 	assert_doomed(5, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, ".....");
 	assert_doomed(6, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, "....x."); /* too many */
 	assert_doomed(7, (unsigned[GENERATIONS_MAX]){ 0 }, 40, 2, 5, "....xx.");
-	assert_doomed(6, (unsigned[]){ 0, 0, 0, 0, 60, 70 }, 80, 2, 5, "....x."); /* what nobody was promised goes first */
+	assert_doomed(6, (unsigned[]){ 0, 0, 0, 0, 60, 70 }, 80, 2, 5, "....x."); /* what nobody was promised first */
 	assert_doomed(4, (unsigned[]){ 10, 80, 90, 20 }, 30, 2, 15, "..x."); /* they need not be in order */
 	assert_doomed(4, (unsigned[]){ 10, 80, 20, 30 }, 40, 2, 15, ".x..");
 	assert_doomed(3, (unsigned[]){ 10, 10, 30 }, 40, 2, 5, "x..");  /* of two alike, the one that reaches farther */

@@ -402,8 +402,10 @@ START_TEST(numbers_that_are_not_finite)
 		bytes = encode(state, &size);
 		ck_assert_int_eq(decode(bytes, size, read, &err), 0);
 		ck_assert(same(state, read));
-		ck_assert_int_eq(statefile_decode(bytes, size, "", false, &shape, MODEL, WINDOW, read, &err), ERR_FORMAT);
-		ck_assert_msg(strstr(err.text, i % 2 ? "tensor pending: not all" : "conv_state: not all"), "%s", err.text);
+		ck_assert_int_eq(statefile_decode(bytes, size, "", false, &shape, MODEL, WINDOW, read, &err),
+				 ERR_FORMAT);
+		ck_assert_msg(strstr(err.text, i % 2 ? "tensor pending: not all" : "conv_state: not all"), "%s",
+			      err.text);
 		free(bytes);
 		state_free(state);
 		state_free(read);

@@ -2,7 +2,7 @@
  * mamba2ctl with a daemon that says anything: whatever comes, each command ends, and with a status of its own.
  *
  * The input's first byte chooses the command.  Behind it come answers, or the headers of messages with a byte each of
- * which their payload is made; each ends with a byte that msgpack never uses.  Linked in the place of protocol/client.c.
+ * which their payload is made; each ends with a byte that msgpack never uses.  Linked in place of protocol/client.c.
  */
 #include <getopt.h>
 #include <signal.h>

@@ -332,7 +332,8 @@ static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_fr
 	struct message message;
 
 	turns = 0;
-	if (kind == ENDPOINT_INGEST && deaf && input_left && frames[0].size == 1 && *(const char *)frames[0].data == 'y')
+	if (kind == ENDPOINT_INGEST && deaf && input_left && frames[0].size == 1 &&
+	    *(const char *)frames[0].data == 'y')
 		return ENDPOINT_FULL;
 	if (kind == ENDPOINT_CONTROL) {
 		take_answer(frames, n);

@@ -1,11 +1,11 @@
 /*
  * The stream table under random sequences of messages, time, evictions, batches that fail, and restarts.
  *
- * The input is a list of things to do.  Two peers feed four streams as PROTOCOL.md tells a client that must lose nothing:
- * they keep rows from `durable` on, confirm what they have, and open with `from` after every reconnect.  Whatever
- * happens, each hidden state is the right one, in order, and none is missing; on the publish socket none comes twice in a
- * run; `next` is never before the `durable` told; and in the end every stream ends.  A kill is a restart at which only
- * the store still does what it was handed.
+ * The input is a list of things to do.  Two peers feed four streams as PROTOCOL.md tells a client that must lose
+ * nothing: they keep rows from `durable` on, confirm what they have, and open with `from` after every reconnect.
+ * Whatever happens, each hidden state is the right one, in order, and none is missing; on the publish socket none comes
+ * twice in a run; `next` is never before the `durable` told; and in the end every stream ends.  A kill is a restart at
+ * which only the store still does what it was handed.
  */
 #include <stdio.h>
 #include <string.h>

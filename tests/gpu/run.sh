@@ -5,9 +5,9 @@
 #	tests/gpu/run.sh [units] [e2e] [peers] [sanitizers] [table]
 #
 # Runs the programs of ./build, or of the folder in MAMBA2D_BUILD, which "make && make tests/check_cuda
-# tests/check_products tests/bench_forward" leaves there.  What the machine has not (pytest with pyzmq, msgpack and NumPy; PyTorch with
-# transformers; compute-sanitizer and nvcc) is skipped, and said.  Ends with the line "stages: N passed, N failed, N
-# skipped"; exit status 0 if none failed, 77 without a GPU.
+# tests/check_products tests/bench_forward" leaves there.  What the machine has not (pytest with pyzmq, msgpack and
+# NumPy; PyTorch with transformers; compute-sanitizer and nvcc) is skipped, and said.  Ends with the line "stages: N
+# passed, N failed, N skipped"; exit status 0 if none failed, 77 without a GPU.
 set -eu
 cd "$(dirname "$0")/../.."
 
