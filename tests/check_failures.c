@@ -206,7 +206,8 @@ static void hear_rows(char stream, uint64_t stop)
 	ck_assert_uint_eq(hidden.pos + hidden.rows, stop);
 }
 
-static void ask(const char *cmd, const char *stream, const struct control *with_state)
+/* to, with_state: NULL where the command has none. */
+static void ask_of(const char *cmd, const char *stream, const char *to, const struct control *with_state)
 {
 	static unsigned char request[1 << 16];
 	struct control_writer writer;
@@ -216,10 +217,17 @@ static void ask(const char *cmd, const char *stream, const struct control *with_
 	control_begin_request(&writer, request, sizeof request, cmd);
 	if (*stream)
 		control_put_bin(&writer, "stream", stream, 1);
+	if (to)
+		control_put_bin(&writer, "to", to, 1);
 	if (with_state && !control_get_bytes(with_state, "state", &state, &size, &error))
 		control_put_bin(&writer, "state", state, size);
 	answer_size = 0;
 	fake_send(ENDPOINT_CONTROL, (struct fake_frame[]){ { "c", 1 }, { request, control_finish(&writer) } }, 2);
+}
+
+static void ask(const char *cmd, const char *stream, const struct control *with_state)
+{
+	ask_of(cmd, stream, NULL, with_state);
 }
 
 /* The answer to what was asked last, or its refusal with this code. */
@@ -699,6 +707,44 @@ START_TEST(streams_that_closed_are_marked_though_the_daemon_fails)
 }
 END_TEST
 
+START_TEST(a_stream_that_is_back_before_its_turn_is_not_marked)
+{
+	char folder[256];
+
+	start(true, SETTINGS("state.interval=1000"));
+	snprintf(folder, sizeof folder, "%.255s", server.config->state.dir);
+	for (char stream = 'a'; stream <= 'h'; stream++)
+		feed(stream);
+	snapshot("");
+	n_seen = 0;
+	for (char stream = 'a'; stream <= 'h'; stream++)
+		say('x', stream, &(struct message){ .type = MESSAGE_CLOSE });
+	say('x', 'h', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_from = true, .from = 8,
+					 .has_got = true, .got = 8 });
+	UNTIL(server.marks_begun == 8 && list_empty(&server.unmarked) && !server.marking);
+	ck_assert_uint_eq(marked_in(folder), 7);
+	say_rows('x', 'h', 9, 4);
+	hear_rows('h', 12);
+	stop();
+}
+END_TEST
+
+/* The least recently used one leaves for it first: the very stream that it is made of. */
+START_TEST(a_fork_waits_for_room)
+{
+	start(true, SETTINGS("state.interval=1000", "streams.max=2"));
+	feed('a');
+	feed('b');
+	ask_of("fork", "a", "c", NULL);
+	answered(NULL);
+	ck_assert_ptr_null(stream_find(&server, "a", 1));
+	ck_assert_uint_eq(open_stream('x', 'c'), 9);
+	say_rows('x', 'c', 9, 4);
+	hear_rows('c', 12);
+	stop();
+}
+END_TEST
+
 START_TEST(a_request_that_waits_when_the_daemon_stops_is_refused)
 {
 	start(true, SETTINGS("state.interval=1000", "shutdown_timeout=1"));
@@ -996,6 +1042,8 @@ int main(void)
 	tcase_add_test(cases, a_stream_on_disk_is_reset_to_the_epoch_after);
 	tcase_add_test(cases, a_stream_on_disk_is_not_reset_without_memory_or_when_the_daemon_drains);
 	tcase_add_test(cases, streams_that_closed_are_marked_though_the_daemon_fails);
+	tcase_add_test(cases, a_stream_that_is_back_before_its_turn_is_not_marked);
+	tcase_add_test(cases, a_fork_waits_for_room);
 	tcase_add_test(cases, a_request_that_waits_when_the_daemon_stops_is_refused);
 	tcase_add_test(cases, the_last_epoch_is_not_reset);
 	tcase_add_test(cases, a_stream_that_is_reset_while_it_comes_back_comes_first);
