@@ -615,6 +615,7 @@ START_TEST(a_stream_that_waits_to_be_saved_goes_on_when_a_reload_says_later)
 	open_stream('y', 'b');
 	deaf = 'y';
 	say_rows('y', 'b', 0, 9);
+	UNTIL(!list_empty(&server.stalled));
 	open_stream('x', 'a');
 	fake_stuck = true;
 	say_rows('x', 'a', 0, 9);
@@ -707,6 +708,15 @@ START_TEST(streams_that_closed_are_marked_though_the_daemon_fails)
 }
 END_TEST
 
+/* Does something wait until this life of the stream has ended? */
+static bool is_awaited(char id)
+{
+	struct table_entry *entry = table_find(&server.streams, &id, 1);
+
+	return entry && list_entry(entry, struct stream, entry)->held.first;
+}
+
+/* All end at once, so that others are marked before its turn comes. */
 START_TEST(a_stream_that_is_back_before_its_turn_is_not_marked)
 {
 	char folder[256];
@@ -717,10 +727,13 @@ START_TEST(a_stream_that_is_back_before_its_turn_is_not_marked)
 		feed(stream);
 	snapshot("");
 	n_seen = 0;
+	fake_stuck = true;
 	for (char stream = 'a'; stream <= 'h'; stream++)
 		say('x', stream, &(struct message){ .type = MESSAGE_CLOSE });
 	say('x', 'h', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_from = true, .from = 8,
 					 .has_got = true, .got = 8 });
+	UNTIL(is_awaited('h'));
+	fake_stuck = false;
 	UNTIL(server.marks_begun == 8 && list_empty(&server.unmarked) && !server.marking);
 	ck_assert_uint_eq(marked_in(folder), 7);
 	say_rows('x', 'h', 9, 4);

@@ -231,6 +231,7 @@ START_TEST(a_user_is_cut_off)
 	send_topic("a");
 	for (int i = 0; !hears(two, "a"); i++, turn(1))
 		ck_assert_int_lt(i, PATIENCE);
+	turn(A_WHILE);
 	ck_assert(!hears(one, "a"));
 	zmq_close(one);
 	zmq_close(two);
