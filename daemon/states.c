@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/clock.h"
 #include "daemon/durable.h"
 #include "daemon/server.h"
 
@@ -234,13 +235,20 @@ bool states_marked(struct server *server, uint64_t mark)
 	return true;
 }
 
-/* The loop is over: make the marks that wait, unless the disk takes longer than this for one. */
-static void finish_marking(struct server *server, int timeout_ms)
+static int ms_until(uint64_t end_ns)
+{
+	const uint64_t now = clock_ns();
+
+	return end_ns > now ? (int)((end_ns - now) / 1000000) : 0;
+}
+
+/* The loop is over: make the marks that wait, as far as the time until end_ns goes. */
+static void finish_marking(struct server *server, uint64_t end_ns)
 {
 	struct pollfd store = { .fd = server->store ? store_fd(server->store) : -1, .events = POLLIN };
 	struct store_job *task;
 
-	while (server->marking && poll(&store, 1, timeout_ms) > 0)
+	while (server->marking && poll(&store, 1, ms_until(end_ns)) > 0)
 		while ((task = store_collect(server->store)))
 			if (task == &server->mark)
 				mark_done(server);
@@ -248,11 +256,12 @@ static void finish_marking(struct server *server, int timeout_ms)
 
 void states_close(struct server *server, int timeout_ms)
 {
+	const uint64_t end_ns = clock_ns() + (uint64_t)timeout_ms * 1000000;
 	struct table_entry *entry;
 	struct error error;
 
-	finish_marking(server, timeout_ms);
-	if (store_close(server->store, server->marking ? 0 : timeout_ms, &error))
+	finish_marking(server, end_ns);
+	if (store_close(server->store, ms_until(end_ns), &error))
 		log_error("state: %s: %s; what it was given last is not saved", server->config->state.dir, error.text);
 	else
 		server->store = NULL;
