@@ -52,7 +52,6 @@ struct cuda {
 	int *device_planes;  /* the same on the device */
 	size_t n_planes;
 
-	bool hopper; /* compute capability 9.0 */
 	cudaStream_t compute, in, out;
 	struct batch_view *view; /* on the device: the batch that computes */
 	struct turn turns[DEPTH];
@@ -134,9 +133,8 @@ static int find_device(struct cuda *cuda, int index, struct error *err)
 		return error_set(err, ERR_UNSUPPORTED, "device cuda:%d: compute capability %d.%d, 8.0 is the least",
 				 index, properties.major, properties.minor);
 	cuda->forward.processors = properties.multiProcessorCount;
-	cuda->hopper = properties.major == 9 && properties.minor == 0;
-	cuda->forward.early = cuda->hopper;
-	cuda->forward.on_chip = cuda->forward.chunked && cuda->hopper && chunk_segments_serves(&cuda->layout);
+	cuda->forward.hopper = properties.major == 9 && properties.minor == 0;
+	cuda->forward.on_chip = cuda->forward.chunked && cuda->forward.hopper && chunk_segments_serves(&cuda->layout);
 	snprintf(cuda->base.description, sizeof(cuda->base.description), "cuda %.48s sm_%d%d %s", properties.name,
 		 properties.major, properties.minor, precision_name(cuda->base.precision));
 	return 0;
@@ -265,7 +263,7 @@ static int make_products(struct cuda *cuda, struct error *err)
 	struct matmul_weights in = { in_proj_at, w, (size_t)l->layers, w->layers[0].in_proj_bias };
 	struct matmul_weights out = { out_proj_at, w, (size_t)l->layers, NULL };
 	bool bfloat16 = cuda->forward.bfloat16;
-	int rc = matmul_library_open(&cuda->library, cuda->hopper, cuda->compute, err);
+	int rc = matmul_library_open(&cuda->library, cuda->forward.hopper, cuda->compute, err);
 
 	if (rc == 0)
 		rc = matmul_tune(&cuda->library, (size_t)l->proj_cols, (size_t)l->hidden_cols, bfloat16,

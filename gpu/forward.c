@@ -123,8 +123,8 @@ void forward_close(struct forward *forward)
 
 /*
  * A segment's chunks follow each other, on one block for every few heads.  Where that leaves most processors idle
- * behind the longest segment, all chunks at once win, although their states go through memory and they take more than
- * twice the work.
+ * behind the longest segment, all chunks at once win, although their states go through memory: then a chunk keeps a
+ * processor for as long, block by block of its columns, as 8/3 chunks that follow each other take (gpu/NOTES.md).
  */
 enum mixer forward_mixer(const struct forward *forward, const struct batch_size *size)
 {
@@ -156,7 +156,7 @@ static cudaError_t next_layer(const struct forward *f, int i, size_t rows)
 		.stream_plane = i > 0 ? f->planes[i - 1] : -1,
 		.normed_plane = last ? f->planes[i] : -1,
 		.max_rows = f->limits.rows,
-		.early = f->early && i > 0,
+		.early = f->hopper && i > 0,
 		.output_dtype = f->output_dtype,
 	};
 
@@ -168,14 +168,14 @@ cudaError_t forward_mix(const struct forward *forward, int i, const struct batch
 	const struct forward *f = forward;
 	const struct layout *l = &f->layout;
 	const struct layer_weights *weights = &f->weights->layers[i];
-	struct scan args = { weights, i, f->proj, f->gated, f->squares, f->early };
+	struct scan args = { weights, i, f->proj, f->gated, f->squares, f->hopper };
 	const int processors = f->processors;
-	const bool early = f->early && size->chunks <= (size_t)processors; /* of many, blocks would share processors */
+	const bool early = f->hopper && size->chunks <= (size_t)processors; /* of many, blocks would share processors */
 	cudaError_t status;
 
 	if (mixer == MIXER_SCAN)
 		return scan(l, &args, f->bfloat16, f->view, size->segments, f->stream);
-	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->early,
+	status = chunk_prepare(l, weights, i, &f->chunk, mixer == MIXER_CHUNKS, f->view, size->chunks, f->hopper,
 			       processors, f->stream);
 	if (status == cudaSuccess && mixer == MIXER_SEGMENTS)
 		return chunk_segments(l, weights, i, &f->chunk, &f->proj_boxes, f->view, size->segments, processors,

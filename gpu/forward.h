@@ -25,7 +25,7 @@ struct forward {
 	struct layout layout;
 	struct batch_limits limits;
 	bool bfloat16, chunked;
-	bool early;     /* kernels may begin early on this device: see launch.cuh */
+	bool hopper;    /* compute capability 9.0: kernels may begin early, see launch.cuh */
 	bool on_chip;   /* MIXER_SEGMENTS serves this shape on this device */
 	int processors; /* of the device */
 	const struct weights *weights;
