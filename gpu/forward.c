@@ -123,8 +123,8 @@ void forward_close(struct forward *forward)
 
 /*
  * A segment's chunks follow each other, on one block for every few heads.  Where that leaves most processors idle
- * behind the longest segment, all chunks at once win, although their states go through memory: then a chunk keeps a
- * processor for as long, block by block of its columns, as 8/3 chunks that follow each other take (gpu/NOTES.md).
+ * behind the longest segment, all chunks at once win, although their states go through memory: each of a chunk's
+ * blocks then counts as 8/3 of the time that a chunk takes in its segment (measured: gpu/NOTES.md).
  */
 enum mixer forward_mixer(const struct forward *forward, const struct batch_size *size)
 {

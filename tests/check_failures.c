@@ -687,17 +687,28 @@ static size_t marked_in(const char *folder)
 	return n;
 }
 
+/* Eight streams, a to h, that are saved. */
+static void start_saved(void)
+{
+	start(true, SETTINGS("state.interval=1000"));
+	for (char stream = 'a'; stream <= 'h'; stream++)
+		feed(stream);
+	snapshot("");
+}
+
+static void close_all(void)
+{
+	for (char stream = 'a'; stream <= 'h'; stream++)
+		say('x', stream, &(struct message){ .type = MESSAGE_CLOSE });
+}
+
 START_TEST(streams_that_closed_are_marked_though_the_daemon_fails)
 {
 	char folder[256];
 
-	start(true, SETTINGS("state.interval=1000"));
+	start_saved();
 	snprintf(folder, sizeof folder, "%.255s", server.config->state.dir);
-	for (char stream = 'a'; stream <= 'h'; stream++)
-		feed(stream);
-	snapshot("");
-	for (char stream = 'a'; stream <= 'h'; stream++)
-		say('x', stream, &(struct message){ .type = MESSAGE_CLOSE });
+	close_all();
 	UNTIL(server.marks_begun == 8);
 	server.failed = true;
 	UNTIL(ended);
@@ -719,23 +730,16 @@ static bool is_awaited(char id)
 /* All end at once, so that others are marked before its turn comes. */
 START_TEST(a_stream_that_is_back_before_its_turn_is_not_marked)
 {
-	char folder[256];
-
-	start(true, SETTINGS("state.interval=1000"));
-	snprintf(folder, sizeof folder, "%.255s", server.config->state.dir);
-	for (char stream = 'a'; stream <= 'h'; stream++)
-		feed(stream);
-	snapshot("");
+	start_saved();
 	n_seen = 0;
 	fake_stuck = true;
-	for (char stream = 'a'; stream <= 'h'; stream++)
-		say('x', stream, &(struct message){ .type = MESSAGE_CLOSE });
+	close_all();
 	say('x', 'h', &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_from = true, .from = 8,
 					 .has_got = true, .got = 8 });
 	UNTIL(is_awaited('h'));
 	fake_stuck = false;
 	UNTIL(server.marks_begun == 8 && list_empty(&server.unmarked) && !server.marking);
-	ck_assert_uint_eq(marked_in(folder), 7);
+	ck_assert_uint_eq(marked_in(server.config->state.dir), 7);
 	say_rows('x', 'h', 9, 4);
 	hear_rows('h', 12);
 	stop();

@@ -90,6 +90,31 @@ class Producer:
         self.peer.close()
 
 
+def start_saved(daemon, name, rows, want):
+    """A daemon, and the producer of a stream of 20 rows that is on disk."""
+    daemon.start()
+    producer = Producer(daemon, name, rows, want)
+    producer.encode(20)
+    assert producer.save()["ok"]
+    return producer
+
+
+def begin_anew(daemon, name, rows):
+    """The next life of a stream, of 45 rows, without replies."""
+    peer = Peer(daemon)
+    assert peer.open(name, reply=False).next == 0
+    peer.data(name, rows[:45], flush=True)
+    peer.ack(name, done=45)
+    return peer
+
+
+def assert_kept(daemon, name, **fields):
+    """After a kill the stream goes on behind 45 rows."""
+    daemon.kill()
+    daemon.start()
+    assert Peer(daemon).open(name, **fields).next == 45
+
+
 # --- one system call after the other ---------------------------------------------------------------------------------
 
 FAILURES = {"EIO once": (errno.EIO, 1), "ENOSPC for good": (errno.ENOSPC, FOR_GOOD)}
@@ -193,10 +218,7 @@ def test_a_closed_stream_whose_states_cannot_be_removed(daemon, faults, rows, re
 
 def test_a_closed_stream_that_is_opened_again_whose_mark_cannot_be_removed(daemon, faults, rows, want):
     """As long as it is there nothing counts as durable that the next start would take for a closed stream's."""
-    daemon.start()
-    producer = Producer(daemon, b"again", rows, want)
-    producer.encode(20)
-    assert producer.save()["ok"]
+    producer = start_saved(daemon, b"again", rows, want)
     producer.peer.header(b"again", type="close")
     wait_until(lambda: any(name.endswith(".closed") for name in os.listdir(daemon.settings["state.dir"])))
     faults.arm(REMOVING, 0, FOR_GOOD)
@@ -205,39 +227,26 @@ def test_a_closed_stream_that_is_opened_again_whose_mark_cannot_be_removed(daemo
     assert not producer.save()["ok"] and producer.told() == 0
     faults.heal()
     wait_until(lambda: producer.told() == 45)
-    daemon.kill()
-    daemon.start()
-    assert Peer(daemon).open(b"again").next == 45
+    assert_kept(daemon, b"again")
 
 
 def test_a_mark_that_failed_is_not_of_the_next_life(daemon, faults, rows, want):
     """The stream begins anew before the mark of its end is tried again: that comes too late to be true."""
-    daemon.start()
-    producer = Producer(daemon, b"again", rows, want)
-    producer.encode(20)
-    assert producer.save()["ok"]
+    producer = start_saved(daemon, b"again", rows, want)
     faults.arm("o", 0, FOR_GOOD)
     producer.peer.header(b"again", type="close")
     wait_for_error(daemon)
-    anew = Peer(daemon)
-    assert anew.open(b"again", reply=False).next == 0
-    anew.data(b"again", rows[:45], flush=True)
-    anew.ack(b"again", done=45)
+    anew = begin_anew(daemon, b"again", rows)
     faults.heal()
     assert daemon.ask("snapshot", stream=b"again")["ok"]
     wait_until(lambda: states(daemon)["error"] == "")
     anew.ack(b"again", durable=45)
-    daemon.kill()
-    daemon.start()
-    assert Peer(daemon).open(b"again", reply=False).next == 45
+    assert_kept(daemon, b"again", reply=False)
 
 
 def test_a_mark_that_failed_is_not_of_a_stream_that_came_back(daemon, faults, rows, want):
     """Its peer lacked hidden states: the stream is open again before the mark of its end is tried again."""
-    daemon.start()
-    producer = Producer(daemon, b"back", rows, want)
-    producer.encode(20)
-    assert producer.save()["ok"]
+    producer = start_saved(daemon, b"back", rows, want)
     faults.arm("o", 0, 1)
     producer.peer.header(b"back", type="close")
     wait_for_error(daemon)
@@ -246,29 +255,20 @@ def test_a_mark_that_failed_is_not_of_a_stream_that_came_back(daemon, faults, ro
     producer.encode(45)
     wait_until(lambda: states(daemon)["error"] == "")
     assert producer.save()["ok"]
-    daemon.kill()
-    daemon.start()
-    assert Peer(daemon).open(b"back", reply=False).next == 45
+    assert_kept(daemon, b"back", reply=False)
 
 
 def test_a_stream_that_begins_anew_while_its_mark_is_made(daemon, faults, rows, want):
     """The disk hangs over the mark of its end: that, and what was kept, is removed before the next life is saved."""
-    daemon.start()
-    producer = Producer(daemon, b"anew", rows, want)
-    producer.encode(20)
-    assert producer.save()["ok"]
+    producer = start_saved(daemon, b"anew", rows, want)
     faults.arm("o", 0, 1, -1)
     producer.peer.header(b"anew", type="close")
     wait_until(lambda: faults.calls() == "o")
-    anew = Peer(daemon)
-    assert anew.open(b"anew", reply=False).next == 0
-    anew.data(b"anew", rows[:45], flush=True)
-    anew.ack(b"anew", done=45)
+    anew = begin_anew(daemon, b"anew", rows)
     faults.heal()
     assert daemon.ask("snapshot", stream=b"anew")["ok"]
-    daemon.kill()
-    daemon.start()
-    assert Peer(daemon).open(b"anew", reply=False).next == 45
+    anew.close()
+    assert_kept(daemon, b"anew", reply=False)
 
 
 def test_a_snapshot_waits_for_a_mark_that_failed_before_it(daemon, faults, rows, want):
