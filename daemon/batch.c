@@ -50,7 +50,7 @@ static void share_out(struct server *server, struct server_job *job)
 static struct hidden *take_hidden(struct server *server, const struct block *block, uint64_t first, size_t rows)
 {
 	size_t window = server->config->window;
-	size_t head = (sizeof(struct hidden) + 63) / 64 * 64;
+	size_t head = pool_part(sizeof(struct hidden));
 	struct hidden *hidden = pool_take(server->hiddens);
 
 	if (!hidden)
@@ -67,7 +67,7 @@ static struct hidden *take_hidden(struct server *server, const struct block *blo
 	hidden->t = block->t;
 	hidden->t_row = block->t_row;
 	hidden->position = (uint64_t *)(void *)((char *)hidden + head);
-	hidden->data = (unsigned char *)hidden + head + (window * sizeof(uint64_t) + 63) / 64 * 64;
+	hidden->data = (unsigned char *)hidden + head + pool_part(window * sizeof(uint64_t));
 	memcpy(hidden->position, block->position, rows * sizeof *hidden->position);
 	return hidden;
 }
@@ -101,6 +101,7 @@ static bool fill_segment(struct server *server, struct entry *entry, struct segm
 			return false;
 		}
 		windows->rows = block->rows;
+		windows->dtype = block->dtype;
 		windows->hidden = (*last)->data;
 		last = &(*last)->next;
 	}

@@ -45,19 +45,19 @@ static int open_model(struct server *server, struct error *err)
 	return 0;
 }
 
-/* Blocks for rows and hidden states of one window, each behind its head and its positions (stream.h). */
+/* Blocks for rows and hidden states of one window, each behind its head, its positions and dtypes (stream.h). */
 static int open_pools(struct server *server, struct error *err)
 {
 	size_t window = server->config->window, hidden_size = server->model->shape.hidden_size;
-	size_t positions = (window * sizeof(uint64_t) + 63) / 64 * 64;
+	size_t positions = pool_part(window * sizeof(uint64_t)), dtypes = pool_part(window * sizeof(enum dtype));
 	size_t rows = window * hidden_size * sizeof(float);
 	size_t hidden = server->config->output.n_outputs * window * hidden_size * server->itemsize;
 	struct device *device = server->lanes[0].device; /* its memory serves all that are like it */
-	int rc = pool_new(device, (sizeof(struct block) + 63) / 64 * 64 + positions + rows, &server->blocks, err);
+	int rc = pool_new(device, pool_part(sizeof(struct block)) + positions + dtypes + rows, &server->blocks, err);
 
 	if (rc)
 		return rc;
-	return pool_new(device, (sizeof(struct hidden) + 63) / 64 * 64 + positions + hidden, &server->hiddens, err);
+	return pool_new(device, pool_part(sizeof(struct hidden)) + positions + hidden, &server->hiddens, err);
 }
 
 static int open_socket(struct server *server, enum endpoint_kind kind, const char *name,

@@ -1,8 +1,8 @@
 /*
  * Place a message's rows: drop those that came before, mind those that are missing, keep to the peer's credit.
  *
- * All rows are accepted or none: they are widened and checked in the stream's own blocks behind the accepted ones; only
- * when all is well do the counts move.
+ * All rows are accepted or none: they are copied, as they are, to the stream's own blocks behind the accepted ones and
+ * checked on the way; only when all is well do the counts move.
  */
 #include <inttypes.h>
 #include <math.h>
@@ -11,35 +11,46 @@
 #include "daemon/arrival.h"
 #include "daemon/server.h"
 
-/* Write n numbers' worth of rows, from the message's row first on, to dst as float32 and check them. */
-static int widen(const struct server *server, const struct arrival *arrival, uint64_t first, size_t n, float *dst,
-		 struct error *err)
+/* The message's row, of which a number is not finite. */
+static int refuse_row(const struct server *server, const struct arrival *arrival, uint64_t row, const void *src,
+		      struct error *err)
+{
+	size_t column = 0;
+
+	dtype_widen(arrival->message.dtype, src, server->model->shape.hidden_size, server->scratch);
+	while (isfinite(server->scratch[column]))
+		column++;
+	return error_set(err, REFUSED_NON_FINITE, "row %" PRIu64 ", column %zu of the message is not finite", row,
+			 column);
+}
+
+/*
+ * Copy n of the message's rows, from first on, to dst [n, hidden_size] and check them.  Each keeps its dtype and begins
+ * where it would in float32; tokens become float32.
+ */
+static int copy_rows(const struct server *server, const struct arrival *arrival, uint64_t first, size_t n, float *dst,
+		     struct error *err)
 {
 	const struct message *m = &arrival->message;
 	size_t hidden_size = server->model->shape.hidden_size;
 	size_t row_bytes = dtype_size(m->dtype) * (m->columns ? m->columns : 1);
 	const unsigned char *src = arrival->payload + first * row_bytes;
+	size_t good;
 
 	if (!dtype_is_float(m->dtype)) {
 		if (model_embed(server->model, m->dtype, src, n, dst, err))
 			return err->code = REFUSED_BAD_TOKEN;
 		return 0;
 	}
-	if (dtype_widen(m->dtype, src, n * hidden_size, dst))
-		return 0;
-	for (size_t i = 0; i < n * hidden_size; i++)
-		if (!isfinite(dst[i]))
-			return error_set(err, REFUSED_NON_FINITE,
-					 "row %" PRIu64 ", column %zu of the message is not finite",
-					 first + i / hidden_size, i % hidden_size);
-	return 0;
+	good = dtype_copy_rows(m->dtype, src, n, hidden_size, dst, hidden_size * sizeof *dst);
+	return good < n ? refuse_row(server, arrival, first + good, src + good * row_bytes, err) : 0;
 }
 
 /* Check the rows that are dropped as duplicates: a message is refused for any of its rows. */
 static int check_dropped(struct server *server, const struct arrival *arrival, uint64_t n, struct error *err)
 {
 	for (uint64_t i = 0; i < n; i++)
-		if (widen(server, arrival, i, 1, server->scratch, err))
+		if (copy_rows(server, arrival, i, 1, server->scratch, err))
 			return err->code;
 	return 0;
 }
@@ -52,6 +63,7 @@ static int fill(struct server *server, struct stream *stream, const struct arriv
 		uint64_t pos, struct error *err)
 {
 	size_t window = server->config->window, hidden_size = server->model->shape.hidden_size;
+	const enum dtype dtype = arrival->message.dtype, kept = dtype_is_float(dtype) ? dtype : DTYPE_FLOAT32;
 	struct block *last = stream->last_block, *unsubmitted = stream->unsubmitted;
 	uint64_t count = stream->accepted;
 	int rc = check_dropped(server, arrival, skip, err);
@@ -69,9 +81,11 @@ static int fill(struct server *server, struct stream *stream, const struct arriv
 		}
 		block = stream->last_block;
 		block->arrived_ns = server->now_ns;
-		rc = widen(server, arrival, i, n, block->rows + at * hidden_size, err);
-		for (size_t k = 0; k < n; k++)
-			block->position[at + k] = pos++;
+		rc = copy_rows(server, arrival, i, n, block->rows + at * hidden_size, err);
+		for (size_t k = at; k < at + n; k++) {
+			block->position[k] = pos++;
+			block->dtype[k] = kept;
+		}
 		i += n;
 		count += n;
 	}

@@ -12,6 +12,12 @@
 
 struct pool;
 
+/* Bytes of a block's part, up to where the next part may begin: at a cache line. */
+static inline size_t pool_part(size_t bytes)
+{
+	return (bytes + 63) / 64 * 64;
+}
+
 /* A pool of blocks of block_bytes.  Errors: ERR_MEMORY. */
 int pool_new(struct device *device, size_t block_bytes, struct pool **ret_pool, struct error *err);
 void pool_free(struct pool *pool); /* all blocks must be back; NULL is fine */

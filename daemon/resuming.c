@@ -206,6 +206,8 @@ int resuming_adopt(struct server *server, struct stream *stream, const struct st
 		memcpy(stream->blocks->rows, state->pending,
 		       state->pending_rows * server->model->shape.hidden_size * sizeof *state->pending);
 		memcpy(stream->blocks->position, state->positions, state->pending_rows * sizeof *state->positions);
+		for (size_t i = 0; i < state->pending_rows; i++)
+			stream->blocks->dtype[i] = DTYPE_FLOAT32;
 	}
 	stream->epoch = state->epoch;
 	stream->source_epoch = state->source_epoch;

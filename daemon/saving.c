@@ -95,7 +95,8 @@ static void copy_pending(const struct server *server, const struct stream *strea
 	state->pending_rows = n;
 	if (!n)
 		return;
-	memcpy(state->pending, block->rows, n * hidden_size * sizeof *state->pending);
+	for (size_t i = 0; i < n; i++)
+		dtype_widen(block->dtype[i], block->rows + i * hidden_size, hidden_size, state->pending + i * hidden_size);
 	memcpy(state->positions, block->position, n * sizeof *state->positions);
 }
 

@@ -89,14 +89,17 @@ int stream_new(struct server *server, const void *id, size_t id_size, uint64_t e
 int stream_add_block(struct server *server, struct stream *stream, struct error *err)
 {
 	size_t window = server->config->window;
-	size_t head = (sizeof(struct block) + 63) / 64 * 64;
+	size_t positions = pool_part(sizeof(struct block));
+	size_t dtypes = positions + pool_part(window * sizeof(uint64_t));
+	size_t rows = dtypes + pool_part(window * sizeof(enum dtype));
 	struct block *block = pool_take(server->blocks);
 
 	if (!block)
 		return error_memory(err, "rows of a window");
 	*block = (struct block){
-		.position = (uint64_t *)(void *)((char *)block + head),
-		.rows = (float *)(void *)((char *)block + head + (window * sizeof(uint64_t) + 63) / 64 * 64),
+		.position = (uint64_t *)(void *)((char *)block + positions),
+		.dtype = (enum dtype *)(void *)((char *)block + dtypes),
+		.rows = (float *)(void *)((char *)block + rows),
 	};
 	if (stream->last_block)
 		stream->last_block->next = block;

@@ -87,6 +87,7 @@ static void add_rows(const struct segment *segment, size_t window, int hidden, s
 		const struct window *w = &segment->windows[r / window];
 
 		rows[r].in = w->rows + r % window * (size_t)hidden;
+		rows[r].dtype = window_dtype(w, r % window);
 		rows[r].out = (char *)w->hidden + r % window * row_bytes;
 	}
 }

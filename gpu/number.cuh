@@ -108,6 +108,11 @@ static __device__ inline float widen(bfloat16 v)
 	return __bfloat162float(v);
 }
 
+static __device__ inline float widen(__half v)
+{
+	return __half2float(v);
+}
+
 static __device__ inline void narrow(float v, float *to)
 {
 	*to = v;

@@ -1,7 +1,7 @@
 extern "C" {
 #include "gpu/rows.h"
 }
-#include <stdint.h>
+#include "gpu/number.cuh"
 
 /*
  * A warp moves a row: the host's memory is read and written over PCIe by the kernel itself, so that one launch serves
@@ -9,6 +9,7 @@ extern "C" {
  */
 #define BLOCKS 24
 #define THREADS 512
+#define AHEAD 4 /* loads of a lane before it stores */
 
 template <typename T>
 static __device__ void lane_copy(T *__restrict__ to, const T *__restrict__ from, size_t n)
@@ -31,8 +32,59 @@ static __global__ void gather(const struct row_view *rows, size_t n, int hidden,
 {
 	size_t step = (size_t)gridDim.x * (blockDim.x / 32);
 
-	for (size_t r = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 32; r < n; r += step)
-		warp_copy(input + r * cols, rows[r].in, hidden * sizeof(float));
+	for (size_t r = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 32; r < n; r += step) {
+		const struct row_view row = rows[r];
+
+		warp_copy(input + r * cols + rows_offset(row.dtype, cols), row.in,
+			  hidden * (row.dtype == DTYPE_FLOAT32 ? sizeof(float) : sizeof(uint16_t)));
+	}
+}
+
+/*
+ * Widen a row from its second half to all of it.  What a warp stores may lie where numbers came to, but only such as it
+ * has loaded already: columns up to c fill the first 4 c bytes, and those from c on lie behind 2 cols + 2 c of them.
+ */
+template <typename T>
+static __device__ void warp_widen(float *row, int hidden, int cols)
+{
+	const T *from = (const T *)(row + cols / 2);
+
+	for (int first = 0; first < cols; first += 4 * 32 * AHEAD) {
+		__align__(8) T v[AHEAD][4];
+
+#pragma unroll
+		for (int k = 0; k < AHEAD; k++) {
+			int c = first + 4 * (32 * k + threadIdx.x % 32);
+
+			if (c < cols)
+				*(uint2 *)v[k] = *(const uint2 *)(from + c);
+		}
+		__syncwarp();
+#pragma unroll
+		for (int k = 0; k < AHEAD; k++) {
+			int c = first + 4 * (32 * k + threadIdx.x % 32);
+
+			if (c < cols)
+				*(float4 *)(row + c) = make_float4(c + 0 < hidden ? widen(v[k][0]) : 0.0f,
+								   c + 1 < hidden ? widen(v[k][1]) : 0.0f,
+								   c + 2 < hidden ? widen(v[k][2]) : 0.0f,
+								   c + 3 < hidden ? widen(v[k][3]) : 0.0f);
+		}
+	}
+}
+
+static __global__ void widen_rows(const struct row_view *rows, size_t n, int hidden, int cols, float *input)
+{
+	size_t step = (size_t)gridDim.x * (blockDim.x / 32);
+
+	for (size_t r = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 32; r < n; r += step) {
+		enum dtype dtype = rows[r].dtype;
+
+		if (dtype == DTYPE_FLOAT16)
+			warp_widen<__half>(input + r * cols, hidden, cols);
+		else if (dtype == DTYPE_BFLOAT16)
+			warp_widen<bfloat16>(input + r * cols, hidden, cols);
+	}
 }
 
 static __global__ void scatter_rows(const struct scatter s, const struct row_view *rows, size_t n)
@@ -50,6 +102,12 @@ static __global__ void scatter_rows(const struct scatter s, const struct row_vie
 cudaError_t rows_gather(const struct row_view *rows, size_t n, int hidden, int cols, float *input, cudaStream_t stream)
 {
 	gather<<<BLOCKS, THREADS, 0, stream>>>(rows, n, hidden, cols, input);
+	return cudaGetLastError();
+}
+
+cudaError_t rows_widen(const struct row_view *rows, size_t n, int hidden, int cols, float *input, cudaStream_t stream)
+{
+	widen_rows<<<BLOCKS, THREADS, 0, stream>>>(rows, n, hidden, cols, input);
 	return cudaGetLastError();
 }
 

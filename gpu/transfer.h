@@ -8,7 +8,7 @@
 
 #include "gpu/rows.h"
 
-/* As rows_gather and rows_scatter; planes are scatter's, in host memory. */
+/* As rows_gather with rows_widen behind it, and as rows_scatter; planes are scatter's, in host memory. */
 cudaError_t transfer_in(const struct row_view *rows, size_t n, int hidden, int cols, float *input, cudaStream_t stream);
 cudaError_t transfer_out(const struct scatter *scatter, const int *planes, const struct row_view *rows, size_t n,
 			 cudaStream_t stream);

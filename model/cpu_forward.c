@@ -73,7 +73,8 @@ static void load_rows(void *arg, size_t task, size_t thread)
 		const struct cpu_row *row = &f->slice.rows[r];
 		float *h = f->residual + r * f->weights->hidden;
 
-		memcpy(h, row->window->rows + row->index * hidden_size, hidden_size * sizeof *h);
+		dtype_widen(window_dtype(row->window, row->index), row->window->rows + row->index * hidden_size,
+			    hidden_size, h);
 		f->kernels->prepare(h, f->weights->layers[0].norm, f->weights->hidden, &f->in, r);
 	}
 }

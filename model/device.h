@@ -47,11 +47,20 @@ struct device_options {
 
 struct cache; /* each back end has its own */
 
-/* One window of a segment.  The memory comes from device_host_alloc. */
+/*
+ * One window of a segment.  The memory of rows and hidden comes from host_alloc.  Of an unfinished window only the rows
+ * that the segment has are read, and as many written.
+ */
 struct window {
-	const float *rows; /* [window, hidden_size]; of an unfinished one only the rows that the segment has are read */
-	void *hidden;      /* [n_outputs, window, hidden_size] in output_dtype; as many rows as were read are written */
+	const float *rows; /* [window, hidden_size]; a row of a narrower dtype begins where its float32 would */
+	const enum dtype *dtype; /* [window] of each row: float32, float16 or bfloat16; NULL: all are float32 */
+	void *hidden;      /* [n_outputs, window, hidden_size] in output_dtype */
 };
+
+static inline enum dtype window_dtype(const struct window *window, size_t row)
+{
+	return window->dtype ? window->dtype[row] : DTYPE_FLOAT32;
+}
 
 /*
  * A run of windows of one stream, starting at a window boundary.  The cache advances by rows / window whole windows;

@@ -35,6 +35,14 @@ bool dtype_find(const char *name, size_t length, enum dtype *ret_dtype);
 bool dtype_is_float(enum dtype dtype);
 
 /*
+ * Copy n rows of so many columns of a float dtype as they are, to rows that begin pitch bytes apart, until one of them
+ * has a number that is not finite; returns how many come before that one, n if all are finite.  The copy goes past the
+ * caches where it can: a device that reads memory by itself leaves it in a state in which writing to it through them
+ * takes several times as long.  src and dst need no alignment and must not overlap.
+ */
+size_t dtype_copy_rows(enum dtype dtype, const void *src, size_t n, size_t columns, void *dst, size_t pitch);
+
+/*
  * Widen n numbers of a float dtype to float32 (exact), and say whether all of them are finite.
  * src and dst need no alignment and must not overlap.
  */

@@ -7,6 +7,9 @@
 #include "model/dtype.h"
 
 #include <assert.h>
+#ifdef __x86_64__
+#include <emmintrin.h>
+#endif
 #include <string.h>
 
 #define BLOCK 128 /* numbers */
@@ -115,6 +118,92 @@ INLINE uint32_t widen_bfloat(const char *restrict src, size_t n, char *restrict 
 	return seen;
 }
 
+/* Each check_ function returns such a word as well. */
+
+INLINE uint32_t check_floats(const char *src, size_t n)
+{
+	uint32_t seen = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		uint32_t bits;
+
+		memcpy(&bits, src + 4 * i, sizeof bits);
+		seen |= non_finite(bits);
+	}
+	return seen;
+}
+
+/* one: the lowest bit of the exponent, of which all are set where a number is not finite. */
+INLINE uint32_t check_halves(uint16_t one, const char *src, size_t n)
+{
+	uint16_t seen = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		uint16_t half;
+
+		memcpy(&half, src + 2 * i, sizeof half);
+		seen |= (uint16_t)((half & 0x7fff) + one);
+	}
+	return (uint32_t)seen << 16;
+}
+
+INLINE uint32_t check_block(enum dtype dtype, const char *src, size_t n)
+{
+	switch (dtype) {
+	case DTYPE_FLOAT32:
+		return check_floats(src, n);
+	case DTYPE_FLOAT16:
+		return check_halves(0x0400, src, n);
+	default:
+		return check_halves(0x0080, src, n);
+	}
+}
+
+/* Copy past the caches where dst is aligned for it; stores_end must follow before others look. */
+INLINE void store_past_caches(const char *restrict src, size_t bytes, char *restrict dst)
+{
+	size_t at = 0;
+
+#ifdef __x86_64__
+	for (; (uintptr_t)dst % 16 == 0 && at + 16 <= bytes; at += 16)
+		_mm_stream_si128((__m128i *)(void *)(dst + at),
+				 _mm_loadu_si128((const __m128i *)(const void *)(src + at)));
+#endif
+	memcpy(dst + at, src + at, bytes - at);
+}
+
+INLINE void stores_end(void)
+{
+#ifdef __x86_64__
+	_mm_sfence();
+#endif
+}
+
+INLINE bool copy_row(enum dtype dtype, size_t size, const char *src, size_t n, char *dst)
+{
+	size_t whole = n - n % BLOCK;
+	uint32_t seen = 0;
+
+	for (size_t i = 0; i < whole; i += BLOCK) {
+		seen |= check_block(dtype, src + size * i, BLOCK);
+		store_past_caches(src + size * i, size * BLOCK, dst + size * i);
+	}
+	seen |= check_block(dtype, src + size * whole, n - whole);
+	store_past_caches(src + size * whole, size * (n - whole), dst + size * whole);
+	return !(seen >> 31);
+}
+
+INLINE size_t copy_rows(enum dtype dtype, size_t size, const char *src, size_t n, size_t columns, char *dst,
+			size_t pitch)
+{
+	size_t row = 0;
+
+	while (row < n && copy_row(dtype, size, src + row * columns * size, columns, dst + row * pitch))
+		row++;
+	stores_end();
+	return row;
+}
+
 INLINE uint32_t widen_block(enum dtype dtype, const char *src, size_t n, char *dst)
 {
 	switch (dtype) {
@@ -189,9 +278,17 @@ INLINE void narrow(enum dtype dtype, size_t size, const char *src, size_t n, cha
 
 /* The loops compiled for one kind of CPU. */
 struct path {
+	size_t (*copy_rows)(enum dtype dtype, size_t size, const char *src, size_t n, size_t columns, char *dst,
+			    size_t pitch);
 	bool (*widen)(enum dtype dtype, size_t size, const char *src, size_t n, char *dst);
 	void (*narrow)(enum dtype dtype, size_t size, const char *src, size_t n, char *dst);
 };
+
+static size_t copy_rows_any(enum dtype dtype, size_t size, const char *src, size_t n, size_t columns,
+			    char *dst, size_t pitch)
+{
+	return copy_rows(dtype, size, src, n, columns, dst, pitch);
+}
 
 static bool widen_any(enum dtype dtype, size_t size, const char *src, size_t n, char *dst)
 {
@@ -203,11 +300,17 @@ static void narrow_any(enum dtype dtype, size_t size, const char *src, size_t n,
 	narrow(dtype, size, src, n, dst);
 }
 
-static const struct path path_any = { widen_any, narrow_any };
+static const struct path path_any = { copy_rows_any, widen_any, narrow_any };
 
 #ifdef __x86_64__
 #define AVX2 __attribute__((target("avx2")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
+
+AVX2 static size_t copy_rows_avx2(enum dtype dtype, size_t size, const char *src, size_t n, size_t columns,
+				  char *dst, size_t pitch)
+{
+	return copy_rows(dtype, size, src, n, columns, dst, pitch);
+}
 
 AVX2 static bool widen_avx2(enum dtype dtype, size_t size, const char *src, size_t n, char *dst)
 {
@@ -217,6 +320,12 @@ AVX2 static bool widen_avx2(enum dtype dtype, size_t size, const char *src, size
 AVX2 static void narrow_avx2(enum dtype dtype, size_t size, const char *src, size_t n, char *dst)
 {
 	narrow(dtype, size, src, n, dst);
+}
+
+AVX512 static size_t copy_rows_avx512(enum dtype dtype, size_t size, const char *src, size_t n, size_t columns,
+				      char *dst, size_t pitch)
+{
+	return copy_rows(dtype, size, src, n, columns, dst, pitch);
 }
 
 AVX512 static bool widen_avx512(enum dtype dtype, size_t size, const char *src, size_t n, char *dst)
@@ -229,8 +338,8 @@ AVX512 static void narrow_avx512(enum dtype dtype, size_t size, const char *src,
 	narrow(dtype, size, src, n, dst);
 }
 
-static const struct path path_avx2 = { widen_avx2, narrow_avx2 };
-static const struct path path_avx512 = { widen_avx512, narrow_avx512 };
+static const struct path path_avx2 = { copy_rows_avx2, widen_avx2, narrow_avx2 };
+static const struct path path_avx512 = { copy_rows_avx512, widen_avx512, narrow_avx512 };
 
 static const struct path *best_path(void)
 {
@@ -244,6 +353,12 @@ static const struct path *best_path(void)
 	return &path_any;
 }
 #endif
+
+size_t dtype_copy_rows(enum dtype dtype, const void *src, size_t n, size_t columns, void *dst, size_t pitch)
+{
+	assert(dtype_is_float(dtype));
+	return best_path()->copy_rows(dtype, dtype_size(dtype), src, n, columns, dst, pitch);
+}
 
 bool dtype_widen(enum dtype dtype, const void *src, size_t n, float *dst)
 {

@@ -251,6 +251,7 @@ static void keep_best(struct bench_limits *best, const struct bench_limits *now)
 	if (now->bytes_per_s > best->bytes_per_s)
 		best->bytes_per_s = now->bytes_per_s;
 	keep_shortest(&best->matmul_only_ms, now->matmul_only_ms);
+	keep_shortest(&best->model_widths_ms, now->model_widths_ms);
 	keep_shortest(&best->mixer_ms, now->mixer_ms);
 	best->weight_bytes = now->weight_bytes;
 	best->threads = now->threads;
@@ -318,8 +319,9 @@ static void print(const struct options *options, const struct bench *bench, cons
 	       "\"ms_overlapped\": %.4f, \"matmul_gflops\": %.1f, ", rows / seconds, result->ms[0],
 	       result->ms[result->passes / 2], mean(result), result->overlapped_ms, 2e-9 * weights * rows / seconds);
 	printf("\"limit_matmul_gflops\": %.1f, \"limit_bytes_per_s\": %.4g, \"matmul_only_ms\": %.4f, "
-	       "\"mixer_ms\": %.4f, \"weight_bytes\": %zu, \"cache_bytes\": %zu}\n", result->best.matmul_gflops,
-	       result->best.bytes_per_s, result->best.matmul_only_ms, result->best.mixer_ms, result->best.weight_bytes,
+	       "\"model_widths_ms\": %.4f, \"mixer_ms\": %.4f, \"weight_bytes\": %zu, \"cache_bytes\": %zu}\n",
+	       result->best.matmul_gflops, result->best.bytes_per_s, result->best.matmul_only_ms,
+	       result->best.model_widths_ms, result->best.mixer_ms, result->best.weight_bytes,
 	       shape_cache_floats(shape) * sizeof(float));
 }
 

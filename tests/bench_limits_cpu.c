@@ -212,7 +212,7 @@ static int meter_run(struct bench_meter *meter, struct bench_limits *ret_limits,
 	start = bench_now();
 	multiply_all(meter);
 	ret_limits->matmul_only_ms = 1e3 * (bench_now() - start);
-	ret_limits->mixer_ms = 0;
+	ret_limits->model_widths_ms = ret_limits->mixer_ms = 0;
 	ret_limits->weight_bytes = meter->parts.weights->bytes;
 	ret_limits->threads = cpu_threads_count(threads);
 	return 0;

@@ -1,7 +1,7 @@
 /*
- * Limits of a cuda device: the matrix products of all layers through cuBLASLt under a graph, with the device's own
- * weights and with the activations that the last forward pass left, because products of zeros run faster than others;
- * and copying device memory, counting what is read and what is written.  Beside them, what is between the products.
+ * Limits of a cuda device: the matrix products of all layers through cuBLASLt under a graph, as the device runs them and
+ * of the model's own widths, with the device's own weights and with the activations that the last forward pass left,
+ * because products of zeros run faster than others; and copying device memory, counting what is read and what is written.  Beside them, what is between the products.
  */
 #include <stdlib.h>
 
@@ -16,12 +16,13 @@
 struct bench_meter {
 	const struct forward *forward;
 	size_t rows;
-	cudaGraphExec_t products, mixers; /* of all layers */
+	struct matmul narrow;                            /* in_proj of the model's own width */
+	cudaGraphExec_t products, model_widths, mixers; /* of all layers */
 	cudaEvent_t start, stop;
 	void *from, *to; /* [COPY_BYTES] */
 };
 
-static int enqueue_products(const struct bench_meter *meter, struct error *err)
+static int enqueue_in_and_out(const struct bench_meter *meter, const struct matmul *in_proj, struct error *err)
 {
 	const struct forward *f = meter->forward;
 	int rc = 0;
@@ -29,12 +30,21 @@ static int enqueue_products(const struct bench_meter *meter, struct error *err)
 	for (int i = 0; i < f->layout.layers && rc == 0; i++) {
 		const struct layer_weights *w = &f->weights->layers[i];
 
-		rc = matmul_run_library(f->in_proj, f->normed, w->in_proj, w->in_proj_bias, f->proj, meter->rows,
-					err);
+		rc = matmul_run_library(in_proj, f->normed, w->in_proj, w->in_proj_bias, f->proj, meter->rows, err);
 		if (rc == 0)
 			rc = matmul_run_library(f->out_proj, f->gated, w->out_proj, NULL, f->mixed, meter->rows, err);
 	}
 	return rc;
+}
+
+static int enqueue_products(const struct bench_meter *meter, struct error *err)
+{
+	return enqueue_in_and_out(meter, meter->forward->in_proj, err);
+}
+
+static int enqueue_model_widths(const struct bench_meter *meter, struct error *err)
+{
+	return enqueue_in_and_out(meter, &meter->narrow, err);
 }
 
 static int enqueue_mixers(const struct bench_meter *meter, struct error *err)
@@ -77,6 +87,11 @@ static int capture(const struct bench_meter *meter,
 static cudaError_t launch_products(const struct bench_meter *meter)
 {
 	return cudaGraphLaunch(meter->products, meter->forward->stream);
+}
+
+static cudaError_t launch_model_widths(const struct bench_meter *meter)
+{
+	return cudaGraphLaunch(meter->model_widths, meter->forward->stream);
 }
 
 static cudaError_t launch_mixers(const struct bench_meter *meter)
@@ -132,6 +147,8 @@ static int meter_run(struct bench_meter *meter, struct bench_limits *ret_limits,
 	int rc = measure(meter, launch_products, &ret_limits->matmul_only_ms, err);
 
 	if (rc == 0)
+		rc = measure(meter, launch_model_widths, &ret_limits->model_widths_ms, err);
+	if (rc == 0)
 		rc = measure(meter, launch_copy, &copy_ms, err);
 	if (rc == 0)
 		rc = measure(meter, launch_mixers, &mixers_ms, err);
@@ -149,6 +166,8 @@ static void meter_close(struct bench_meter *meter)
 {
 	if (meter->products)
 		cudaGraphExecDestroy(meter->products);
+	if (meter->model_widths)
+		cudaGraphExecDestroy(meter->model_widths);
 	if (meter->mixers)
 		cudaGraphExecDestroy(meter->mixers);
 	if (meter->start)
@@ -158,6 +177,21 @@ static void meter_close(struct bench_meter *meter)
 	cudaFree(meter->from);
 	cudaFree(meter->to);
 	free(meter);
+}
+
+static const void *in_proj_at(const void *weights, size_t i)
+{
+	return ((const struct weights *)weights)->layers[i].in_proj;
+}
+
+static int tune_model_widths(struct bench_meter *meter, struct error *err)
+{
+	const struct forward *f = meter->forward;
+	const struct weights *w = f->weights;
+	const struct matmul_weights in = { in_proj_at, w, (size_t)f->layout.layers, w->layers[0].in_proj_bias };
+
+	return matmul_tune(f->in_proj->library, (layout_proj_rows(&f->layout) + 7) / 8 * 8, f->in_proj->k,
+			   f->in_proj->bfloat16, meter->rows, &in, &meter->narrow, err);
 }
 
 static int meter_open(struct device *device, size_t rows, struct bench_meter **ret_meter, struct error *err)
@@ -180,6 +214,10 @@ static int meter_open(struct device *device, size_t rows, struct bench_meter **r
 		rc = cuda_check(cudaEventCreate(&meter->stop), "event", err);
 	if (rc == 0)
 		rc = capture(meter, enqueue_products, &meter->products, err);
+	if (rc == 0)
+		rc = tune_model_widths(meter, err);
+	if (rc == 0)
+		rc = capture(meter, enqueue_model_widths, &meter->model_widths, err);
 	if (rc == 0)
 		rc = capture(meter, enqueue_mixers, &meter->mixers, err);
 	if (rc != 0) {

@@ -11,6 +11,7 @@ struct passes {
 	struct device *device;
 	size_t rows; /* of a pass */
 	float *inputs;
+	enum dtype *dtype;        /* [window] of its rows */
 	unsigned char *hidden;
 	struct window *windows;   /* [streams] */
 	struct segment *segments; /* [streams] */
@@ -35,6 +36,16 @@ static void open_device(const struct bench_options *options, struct passes *pass
 	bench_check(device_open(options->device, passes->model, &device_options, &passes->device, &err), &err);
 }
 
+/* Noise, in the dtype of the messages. */
+static void fill_row(const struct bench_options *options, float *row)
+{
+	for (size_t i = 0; i < options->columns; i++) {
+		const float noise = (float)rand() / (float)RAND_MAX * 2 - 1;
+
+		dtype_narrow(options->dtype, &noise, 1, (char *)row + i * dtype_size(options->dtype));
+	}
+}
+
 struct passes *passes_new(const struct bench_options *options)
 {
 	struct passes *passes = bench_must(calloc(1, sizeof *passes));
@@ -52,11 +63,15 @@ struct passes *passes_new(const struct bench_options *options)
 	passes->hidden = bench_must(backend->host_alloc(passes->device, options->streams * window * sizeof(float)));
 	passes->windows = bench_must(calloc(options->streams, sizeof *passes->windows));
 	passes->segments = bench_must(calloc(options->streams, sizeof *passes->segments));
-	for (size_t i = 0; i < options->streams * window; i++)
-		passes->inputs[i] = (float)rand() / (float)RAND_MAX * 2 - 1;
+	passes->dtype = bench_must(malloc(options->window * sizeof *passes->dtype));
+	for (size_t i = 0; i < options->window; i++)
+		passes->dtype[i] = options->dtype;
+	for (size_t i = 0; i < passes->rows; i++)
+		fill_row(options, passes->inputs + i * options->columns);
 	for (size_t i = 0; i < options->streams; i++) {
 		passes->windows[i] = (struct window){
 			.rows = passes->inputs + i * window,
+			.dtype = passes->dtype,
 			.hidden = passes->hidden + i * window * dtype_size(options->dtype)
 		};
 		passes->segments[i] = (struct segment){ .windows = &passes->windows[i], .rows = options->window };
@@ -116,6 +131,7 @@ void passes_free(struct passes *passes)
 	backend->host_free(passes->device, passes->hidden);
 	device_close(passes->device);
 	model_free(passes->model);
+	free(passes->dtype);
 	free(passes->windows);
 	free(passes->segments);
 	free(passes);

@@ -6,9 +6,9 @@
 cpu: matmul/peak is operations of the model's matrix products over the time of the whole forward pass, by the peak of the
 same run; memory is the time that reading the weights once and reading and writing every cache once would take at the
 measured bandwidth, by the time of the forward pass.
-cuda: a pass by itself, on average, and with two under way; the model's matrix products alone under a graph; moving
-weights and caches once at the rate of a device copy; and the ratio of the second to the third, or for one-row windows
-to the fourth.
+cuda: a pass by itself, on average, and with two under way; the model's matrix products alone under a graph, as the
+device runs them, its in_proj padded, and of the model's own widths; moving weights and caches once at the rate of a
+device copy; and the ratios of the second to each of these.
 """
 import argparse
 import json
@@ -23,8 +23,8 @@ CPU_NAMES = ["precision", "S x L", "threads", "rows/s", "ms", "ms, median", "mat
 # shape, streams, window, windows queued
 GPU_LINES = [("130m", 64, 256, 1), ("780m", 64, 256, 1), ("2.7b", 16, 256, 1), ("codestral-7b", 16, 256, 1),
              ("130m", 1, 256, 1), ("130m", 1, 1, 1), ("130m", 512, 1, 1), ("2.7b", 64, 1, 1), ("130m", 1, 256, 256)]
-GPU_NAMES = ["model, S x L", "ms", "ms, two under way", "products alone, ms", "weights and caches moved, ms", "ratio",
-             "copy TB/s", "a layer between its products, ms"]
+GPU_NAMES = ["model, S x L", "ms", "ms, two under way", "products alone, ms", "of own widths, ms",
+             "weights and caches moved, ms", "ratios", "copy TB/s", "a layer between its products, ms"]
 
 
 def run(program, **options):
@@ -55,10 +55,11 @@ def show_cpu(r):
 
 
 def show_gpu(r):
-    floor = moved_ms(r) if r["window"] == 1 else r["matmul_only_ms"]
+    floors = r["matmul_only_ms"], r["model_widths_ms"], moved_ms(r)
     line([f"{r['shape']}, {r['streams']} x {r['window'] * r['windows']}", f"{r['ms_mean']:.3g}",
-          f"{r['ms_overlapped']:.3g}", f"{r['matmul_only_ms']:.3g}", f"{moved_ms(r):.3g}",
-          f"{r['ms_overlapped'] / floor:.2f}", f"{r['limit_bytes_per_s'] / 1e12:.2f}", f"{r['mixer_ms']:.3f}"])
+          f"{r['ms_overlapped']:.3g}", *(f"{floor:.3g}" for floor in floors),
+          ", ".join(f"{r['ms_overlapped'] / floor:.2f}" for floor in floors), f"{r['limit_bytes_per_s'] / 1e12:.2f}",
+          f"{r['mixer_ms']:.3f}"])
 
 
 def cpu_table(options):

@@ -290,6 +290,22 @@ START_TEST(precision_follows_checkpoint_and_machine)
 }
 END_TEST
 
+/* A row counts for what it says, whichever dtype says it: in turns, window by window, two in a window. */
+START_TEST(rows_of_any_dtype)
+{
+	static const size_t each[] = { 1, 64, 70 };
+	struct golden golden;
+	struct device *device;
+
+	golden_load("odd-shapes", &golden);
+	device = cpu_paths_open(golden.model, PRECISION_FLOAT32, 64, 1);
+	for (size_t i = 0; i < sizeof each / sizeof *each; i++)
+		ck_assert(stream_same_in_any_dtype(device, golden.inputs_embeds, golden.rows, each[i]));
+	device_close(device);
+	golden_free(&golden);
+}
+END_TEST
+
 /* Hidden states in half precision are the float32 ones, rounded. */
 START_TEST(outputs_are_rounded)
 {
@@ -348,6 +364,7 @@ int main(void)
 	tcase_add_test(device, caches_are_limited);
 	tcase_add_test(device, options_are_checked);
 	tcase_add_test(device, precision_follows_checkpoint_and_machine);
+	tcase_add_test(device, rows_of_any_dtype);
 	tcase_add_test(device, outputs_are_rounded);
 	suite_add_tcase(suite, golden);
 	suite_add_tcase(suite, device);

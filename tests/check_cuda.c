@@ -504,7 +504,9 @@ START_TEST(batches_overlap)
 	cache = stream_cache(device);
 	ck_assert_uint_eq(device->depth, 2);
 	for (int i = 0; i < 2; i++) {
-		at[i] = (struct window){ rows + (size_t)i * window * columns, hidden + (size_t)i * window * columns };
+		at[i] = (struct window){
+			.rows = rows + (size_t)i * window * columns, .hidden = hidden + (size_t)i * window * columns
+		};
 		segments[i] = (struct segment){ .cache = cache, .windows = &at[i], .rows = window };
 		batches[i] = (struct batch){ .segments = &segments[i], .n_segments = 1 };
 		ck_assert_int_eq(device->backend->submit(device, &batches[i], NULL), 0);
@@ -519,6 +521,42 @@ START_TEST(batches_overlap)
 	free(random);
 	device_close(device);
 	model_free(model);
+}
+END_TEST
+
+static void check_dtypes(const struct model *model, size_t window)
+{
+	const size_t n = 3 * window + window / 3, each[] = { 1, window, window + 7 };
+	float *rows = random_rows(n * model->shape.hidden_size, 7);
+	struct device *device = open_final("cuda", model, PRECISION_BFLOAT16, window, 0);
+
+	for (size_t i = 0; i < sizeof each / sizeof *each; i++)
+		ck_assert(stream_same_in_any_dtype(device, rows, n, each[i]));
+	device_close(device);
+	free(rows);
+}
+
+/*
+ * A row counts for what it says, whichever dtype says it: in turns, window by window, two in a window; where copy
+ * engines move long runs of rows, and where a kernel moves short ones, of a width that is padded.
+ */
+START_TEST(rows_of_any_dtype)
+{
+	struct shape shape = {
+		.num_layers = 1, .hidden_size = 512, .d_inner = 64, .num_heads = 1, .head_dim = 64, .n_groups = 1,
+		.state_size = 64, .conv_kernel = 4, .gated_norm_groups = 1, .norm_epsilon = 1e-5f, .dt_max = HUGE_VALF
+	};
+	struct model *long_rows = NULL;
+	struct golden golden;
+
+	ck_assert_int_eq(shape_derive(&shape, NULL), 0);
+	ck_assert_int_eq(model_random(&shape, 7, &long_rows, NULL), 0);
+	check_dtypes(long_rows, 256);
+	check_dtypes(long_rows, 1);
+	model_free(long_rows);
+	golden_load("odd-shapes", &golden);
+	check_dtypes(golden.model, 64);
+	golden_free(&golden);
 }
 END_TEST
 
@@ -635,9 +673,14 @@ START_TEST(every_kernel_agrees_with_cpu)
 	struct cache *cache;
 
 	for (size_t i = 0; i < streams; i++)
-		pieces[i] = (struct piece){ stream_cache(device), rows + i * n * columns, n,
-					    hidden + i * n * columns, n };
-	pieces[streams] = (struct piece){ stream_cache(device), rows, longer, hidden + all * columns, longer };
+		pieces[i] = (struct piece){
+			.cache = stream_cache(device), .rows = rows + i * n * columns, .n = n,
+			.hidden = hidden + i * n * columns, .stride = n
+		};
+	pieces[streams] = (struct piece){
+		.cache = stream_cache(device), .rows = rows, .n = longer, .hidden = hidden + all * columns,
+		.stride = longer
+	};
 	stream_batch(device, pieces, streams);
 	stream_batch(device, pieces + streams, 1);
 	for (size_t i = 0; i < streams; i++) {
@@ -703,6 +746,7 @@ int main(void)
 	tcase_add_loop_test(device, outputs_are_rounded, 0, 2);
 	tcase_add_test(device, refusals_say_why);
 	tcase_add_loop_test(small, every_kernel_agrees_with_cpu, 0, N_KERNELS);
+	tcase_add_test(small, rows_of_any_dtype);
 	suite_add_tcase(suite, golden);
 	suite_add_tcase(suite, chunks);
 	suite_add_tcase(suite, determinism);

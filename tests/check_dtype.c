@@ -102,6 +102,27 @@ START_TEST(every_pattern_widens)
 }
 END_TEST
 
+/* Each path's copy is the same bytes, and finds those that are not finite. */
+START_TEST(every_pattern_is_copied)
+{
+	static uint16_t patterns[65536], copied[65536];
+
+	if (!path_runs(_i))
+		return;
+	for (uint32_t i = 0; i < 65536; i++)
+		patterns[i] = (uint16_t)i;
+	for (enum dtype dtype = DTYPE_FLOAT16; dtype <= DTYPE_BFLOAT16; dtype++) {
+		memset(copied, 0, sizeof copied);
+		ck_assert_uint_eq(paths[_i]->copy_rows(dtype, 2, (const char *)patterns, 1, 65536, (char *)copied, 0),
+				  0);
+		ck_assert(!memcmp(copied, patterns, sizeof copied));
+		for (uint32_t i = 0; i < 65536; i++)
+			ck_assert(paths[_i]->copy_rows(dtype, 2, (const char *)&patterns[i], 1, 1, (char *)copied, 2) ==
+				  !!isfinite(oracle_value(i, mantissa_of(dtype), exponent_of(dtype))));
+	}
+}
+END_TEST
+
 /* Narrow floats [n], in one call, and compare each with the oracle. */
 static void assert_narrows(const struct path *path, enum dtype dtype, const float *floats, size_t n)
 {
@@ -204,10 +225,17 @@ START_TEST(one_non_finite_number_is_found)
 
 				memset(buffer, 0, sizeof buffer);
 				ck_assert(paths[_i]->widen(dtype, size, buffer, n, (char *)widened));
+				ck_assert_uint_eq(paths[_i]->copy_rows(dtype, size, buffer, 1, n, (char *)widened, 0),
+						  1);
 				memcpy(buffer + size * at, size == 4 ? (void *)&infinity :
 				       (const void *)&bad16[dtype == DTYPE_BFLOAT16], size);
 				ck_assert(!paths[_i]->widen(dtype, size, buffer, n, (char *)widened));
 				ck_assert(isinf(widened[at]));
+				ck_assert_uint_eq(paths[_i]->copy_rows(dtype, size, buffer, 1, n, (char *)widened, 0),
+						  0);
+				ck_assert(!memcmp(widened, buffer, size * n));
+				ck_assert_uint_eq(paths[_i]->copy_rows(dtype, size, buffer, n, 1, (char *)widened, 4),
+						  at);
 			}
 		}
 	}
@@ -239,6 +267,36 @@ START_TEST(misaligned_and_of_any_length)
 			ck_assert_int_eq(back[0], 0x55);
 			ck_assert_int_eq(back[1 + 4 * n], 0x55);
 			ck_assert(!n || !memcmp(back + 1, wide + 1, 4 * (n < 256 ? n : 256)));
+			memset(back, 0x55, sizeof back);
+			ck_assert_uint_eq(paths[_i]->copy_rows(dtype, size, narrowed + 3, 1, n, back + 1, 0), 1);
+			ck_assert_int_eq(back[0], 0x55);
+			ck_assert_int_eq(back[1 + size * n], 0x55);
+			ck_assert(!memcmp(back + 1, narrowed + 3, size * n));
+		}
+	}
+}
+END_TEST
+
+/* Rows come one after another and go to places further apart; what lies between those is left alone. */
+START_TEST(rows_are_copied_to_their_places)
+{
+	enum { ROWS = 5, COLUMNS = 200, PITCH = 4 * COLUMNS };
+	static char src[ROWS * PITCH], dst[ROWS * PITCH + 16];
+	char *const aligned = dst + (16 - (uintptr_t)dst % 16) % 16;
+
+	if (!path_runs(_i))
+		return;
+	for (size_t i = 0; i < sizeof src; i++)
+		src[i] = (char)(i * 7 % 63); /* finite in all formats */
+	for (enum dtype dtype = DTYPE_FLOAT32; dtype <= DTYPE_BFLOAT16; dtype++) {
+		const size_t size = dtype_size(dtype), row = size * COLUMNS;
+
+		memset(dst, 0x55, sizeof dst);
+		ck_assert_uint_eq(paths[_i]->copy_rows(dtype, size, src, ROWS, COLUMNS, aligned, PITCH), ROWS);
+		for (size_t r = 0; r < ROWS; r++) {
+			ck_assert(!memcmp(aligned + r * PITCH, src + r * row, row));
+			for (size_t i = row; i < PITCH; i++)
+				ck_assert_int_eq(aligned[r * PITCH + i], 0x55);
 		}
 	}
 }
@@ -253,8 +311,10 @@ START_TEST(best_path_is_used)
 	ck_assert(value == 0x1.004p0f);
 	dtype_narrow(DTYPE_FLOAT16, &value, 1, &narrowed);
 	ck_assert_uint_eq(narrowed, half);
+	ck_assert_uint_eq(dtype_copy_rows(DTYPE_FLOAT16, &half, 1, 1, &narrowed, 2), 1);
 	half = 0x7c00;
 	ck_assert(!dtype_widen(DTYPE_FLOAT16, &half, 1, &value));
+	ck_assert_uint_eq(dtype_copy_rows(DTYPE_FLOAT16, &half, 1, 1, &narrowed, 2), 0);
 }
 END_TEST
 
@@ -307,11 +367,13 @@ int main(void)
 
 	tcase_set_timeout(convert, 120); /* valgrind is slow */
 	tcase_add_loop_test(convert, every_pattern_widens, 0, N_PATHS);
+	tcase_add_loop_test(convert, every_pattern_is_copied, 0, N_PATHS);
 	tcase_add_loop_test(convert, narrowing_rounds_to_nearest_even, 0, N_PATHS);
 	tcase_add_loop_test(convert, narrowing_random_floats, 0, N_PATHS);
 	tcase_add_loop_test(convert, nan_keeps_its_payload, 0, N_PATHS);
 	tcase_add_loop_test(convert, one_non_finite_number_is_found, 0, N_PATHS);
 	tcase_add_loop_test(convert, misaligned_and_of_any_length, 0, N_PATHS);
+	tcase_add_loop_test(convert, rows_are_copied_to_their_places, 0, N_PATHS);
 	tcase_add_test(convert, best_path_is_used);
 	tcase_add_test(describe, names_are_found);
 	tcase_add_test(describe, tokens_are_read);

@@ -120,9 +120,10 @@ static void run_segment(const struct device *device, const struct segment *segme
 	for (size_t row = 0; row < segment->rows; row++) {
 		const struct window *window = &segment->windows[row / device->window];
 		const size_t at = row % device->window * columns;
-		float *hidden = (float *)window->hidden + at;
+		float *hidden = (float *)window->hidden + at, first;
 
-		state = fake_step(state, window->rows[at]);
+		dtype_widen(window_dtype(window, row % device->window), window->rows + at, 1, &first);
+		state = fake_step(state, first);
 		memset(hidden, 0, columns * sizeof *hidden);
 		hidden[0] = (float)state;
 		if ((row + 1) % device->window == 0)

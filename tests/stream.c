@@ -57,8 +57,14 @@ static struct segment place(const struct device *device, const struct piece *pie
 	for (size_t first = 0; first < piece->n; first += window) {
 		const size_t rows = piece->n - first < window ? piece->n - first : window;
 
-		memcpy(at->rows, piece->rows + first * columns, rows * columns * sizeof *at->rows);
-		*at->windows++ = (struct window){ .rows = at->rows, .hidden = at->hidden };
+		*at->windows = (struct window){
+			.rows = at->rows, .dtype = piece->dtype ? piece->dtype + first : NULL, .hidden = at->hidden
+		};
+		memset(at->rows, 0xff, rows * columns * sizeof *at->rows); /* not numbers, behind narrower rows */
+		for (size_t r = 0; r < rows; r++)
+			dtype_narrow(window_dtype(at->windows, r), piece->rows + (first + r) * columns, columns,
+				     at->rows + r * columns);
+		at->windows++;
 		at->rows += window * columns;
 		at->hidden += device->n_outputs * window * columns;
 	}
@@ -122,6 +128,49 @@ void stream_run(struct device *device, struct cache *cache, const float *rows, s
 
 		stream_batch(device, &piece, 1);
 	}
+}
+
+static void round_rows(float *rows, size_t n, size_t columns, size_t each, enum dtype *dtype)
+{
+	static const enum dtype dtypes[] = { DTYPE_FLOAT32, DTYPE_FLOAT16, DTYPE_BFLOAT16 };
+	float *rounded = must(malloc(columns * sizeof *rounded), "a row");
+
+	for (size_t r = 0; r < n; r++, rows += columns) {
+		dtype[r] = dtypes[r / each % 3];
+		dtype_narrow(dtype[r], rows, columns, rounded);
+		dtype_widen(dtype[r], rounded, columns, rows);
+	}
+	free(rounded);
+}
+
+/* Run n rows of a new stream, as they come in these dtypes. */
+static float *run_dtypes(struct device *device, const float *rows, size_t n, const enum dtype *dtype)
+{
+	float *hidden = must(malloc(n * device->model->shape.hidden_size * sizeof *hidden), "hidden states");
+	const struct piece piece = {
+		.cache = stream_cache(device), .rows = rows, .n = n, .hidden = hidden, .stride = n, .dtype = dtype
+	};
+
+	stream_batch(device, &piece, 1);
+	device->backend->cache_free(device, piece.cache);
+	return hidden;
+}
+
+bool stream_same_in_any_dtype(struct device *device, float *rows, size_t n, size_t each)
+{
+	const size_t columns = device->model->shape.hidden_size;
+	enum dtype *dtype = must(malloc(n * sizeof *dtype), "dtypes");
+	float *wide, *narrow;
+	bool same;
+
+	round_rows(rows, n, columns, each, dtype);
+	wide = run_dtypes(device, rows, n, NULL);
+	narrow = run_dtypes(device, rows, n, dtype);
+	same = !memcmp(narrow, wide, n * columns * sizeof *wide);
+	free(wide);
+	free(narrow);
+	free(dtype);
+	return same;
 }
 
 float *stream_export(struct device *device, const struct cache *cache)

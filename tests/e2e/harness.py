@@ -82,6 +82,11 @@ def from_bfloat16(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def exact_in_all(rows):
+    """rows, rounded to what float32, float16 and bfloat16 all hold exactly."""
+    return from_bfloat16(to_bfloat16(rows.astype(np.float16)))
+
+
 @contextlib.contextmanager
 def meanwhile(work):
     """Runs work(stop) in a thread of its own beside the block; that ends by setting stop, and fails if work did."""

@@ -1,9 +1,9 @@
-"""However the rows of a stream arrive, and whatever else is in the batch, its hidden states have the same bits."""
+"""However the rows of a stream arrive, in whichever dtype, and whatever else is in the batch, its hidden states have the same bits."""
 import random
 
 import pytest
 
-from harness import CASES, Peer, same_bytes
+from harness import CASES, Peer, exact_in_all, same_bytes, to_bfloat16
 
 WINDOWS = [3, 8, 64]
 STREAMS, ROUNDS = 40, 3  # choppings for each case: len(WINDOWS) * STREAMS * ROUNDS = 360
@@ -11,7 +11,7 @@ MOST_ROWS = 160
 
 
 class Chopping:
-    """The messages of one stream: random pieces with random flushes, repeats, and positions said or left out."""
+    """The messages of one stream: random pieces in random dtypes with random flushes and repeats."""
 
     def __init__(self, stream, rows, rng):
         self.stream, self.rows, self.rng = stream, rows, rng
@@ -36,7 +36,10 @@ class Chopping:
         """Send one message; returns whether it was the last."""
         start, stop, flush = self.pieces.pop(0)
         header = {"end": True} if not self.pieces else {"flush": flush} if flush else {}
-        peer.data(self.stream, self.rows[start:stop], pos=start, **header)
+        rows = self.rows[start:stop]
+        dtype = self.rng.choice(["float32", "float16", "bfloat16"])
+        rows = to_bfloat16(rows) if dtype == "bfloat16" else rows.astype(dtype)
+        peer.data(self.stream, rows, pos=start, dtype=dtype, **header)
         return not self.pieces
 
 
@@ -55,7 +58,7 @@ def interleave(choppings, peers, rng):
 @pytest.mark.parametrize("case", CASES)
 def test_random_choppings(daemons, golden, case, window):
     rng = random.Random(f"{case} {window}")
-    rows = golden(case).rows[:MOST_ROWS]
+    rows = exact_in_all(golden(case).rows[:MOST_ROWS])
     daemon = daemons(case, window=window, **{"limits.batch_rows": rng.choice([window, 4 * window, 4096])})
     peers = [Peer(daemon), Peer(daemon)]
     want = peers[0].encode(rows)

@@ -11,7 +11,8 @@ import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../protocol/python"))
 
-from harness import MAMBA2CTL, TIMEOUT, Golden, Peer, Subscriber, load_safetensors, relative_error, same_bytes
+from harness import (MAMBA2CTL, TIMEOUT, Golden, Peer, Subscriber, exact_in_all, load_safetensors, relative_error,
+                     same_bytes, to_bfloat16)
 from mamba2d import Client, Refused
 
 CASE, WINDOW = "seed-46032", 8
@@ -84,6 +85,20 @@ def test_pending_rows_of_another_float_type(start, rows):
     state = with_half_pending(daemon.ask("export", stream=b"first")["state"])
     assert daemon.ask("import", stream=b"second", state=state)["next"] == 21
     assert same_bytes(feed(daemon, b"second", rows, 21, 60), want[21:60])
+
+
+def test_pending_rows_that_came_in_several_dtypes(start, rows):
+    """An unfinished window travels with its state, and goes on there."""
+    rows, daemon = exact_in_all(rows), start()
+    want = Peer(daemon).encode(rows)
+    peer = Peer(daemon)
+    peer.open(b"first")
+    peer.data(b"first", rows[:18].astype(np.float16))
+    peer.data(b"first", to_bfloat16(rows[18:20]), dtype="bfloat16")
+    peer.data(b"first", rows[20:21], flush=True)
+    peer.hidden(b"first", 0, 21)
+    daemon.ask("import", stream=b"second", state=daemon.ask("export", stream=b"first")["state"])
+    assert same_bytes(feed(daemon, b"second", rows.astype(np.float16), 21, 60), want[21:60])
 
 
 def test_what_came_in_is_saved_at_once(start, rows, want, tmp_path):
