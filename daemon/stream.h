@@ -43,8 +43,8 @@ struct block {
 	size_t t_row;   /* at this row of it */
 	uint64_t arrived_ns; /* its newest row */
 	uint64_t *position; /* [window] */
-	enum dtype *dtype;  /* [window] in which a row came and lies here, in its own */
-	float *rows;        /* [window, hidden_size]: see struct window */
+	enum dtype *dtype;  /* [window] of each row, */
+	float *rows;        /* [window, hidden_size] as they came: see struct window */
 };
 
 /* The hidden states of one window, on their way out.  Lent to sockets: freed with the last reference. */

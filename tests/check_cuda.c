@@ -527,8 +527,12 @@ END_TEST
 static void check_dtypes(const struct model *model, size_t window)
 {
 	const size_t n = 3 * window + window / 3, each[] = { 1, window, window + 7 };
+	const struct device_options options = {
+		.precision = PRECISION_BFLOAT16, .window = window, .max_rows = 4 * window, .outputs = final_output,
+		.n_outputs = 1, .cache_bytes = CACHE_BYTES
+	};
 	float *rows = random_rows(n * model->shape.hidden_size, 7);
-	struct device *device = open_final("cuda", model, PRECISION_BFLOAT16, window, 0);
+	struct device *device = stream_device("cuda", model, &options);
 
 	for (size_t i = 0; i < sizeof each / sizeof *each; i++)
 		ck_assert(stream_same_in_any_dtype(device, rows, n, each[i]));
