@@ -42,7 +42,7 @@ struct batch_view {
 
 /* Where a row comes from and where its hidden states go, in page-locked host memory. */
 struct row_view {
-	const float *in; /* [hidden], if its dtype is float32 */
+	const void *in;  /* [hidden] in its dtype */
 	enum dtype dtype;
 	char *out;       /* of the first output; the next one lies window rows further */
 };

@@ -2,7 +2,7 @@
 # Every check of the CUDA back end, on a machine with an NVIDIA GPU: the unit tests, the daemon end to end, errors
 # beside those of transformers, the memory checker, and last the benchmarks; or those of them that are named:
 #
-#	tests/gpu/run.sh [units] [e2e] [peers] [sanitizers] [table]
+#	tests/gpu/run.sh [units] [e2e] [peers] [sanitizers] [table] [sockets]
 #
 # Runs the programs of ./build, or of the folder in MAMBA2D_BUILD, which "make && make tests/check_cuda
 # tests/check_products tests/bench_forward" leaves there.  What the machine has not (pytest with pyzmq, msgpack and
@@ -64,7 +64,7 @@ if [ "$status" = 77 ]; then
 	cat "$log"
 	exit 77
 fi
-asked=" ${*:-units e2e peers sanitizers table} "
+asked=" ${*:-units e2e peers sanitizers table sockets} "
 
 asked() {
 	case $asked in *" $1 "*) ;; *) return 1 ;; esac
@@ -105,6 +105,14 @@ fi
 if asked table; then
 	echo
 	tests/bench_table.py --device cuda "$MAMBA2D_BUILD/tests/bench_forward"
+fi
+if asked sockets; then
+	if python3 -c 'import zmq, msgpack, numpy' 2>/dev/null; then
+		echo
+		python3 tests/bench_sockets.py
+	else
+		skip "sockets" "python3 has no zmq, msgpack or numpy"
+	fi
 fi
 echo
 echo "stages: $passed passed, $failed failed, $skipped skipped"
