@@ -128,22 +128,25 @@ void stop(void)
 
 void say(char peer, char stream, const struct message *message)
 {
-	static float payload[MOST_ROWS * COLUMNS];
+	static float wide[MOST_ROWS * COLUMNS], payload[MOST_ROWS * COLUMNS];
 	unsigned char header[MESSAGE_HEADER_MAX];
 	const struct fake_frame frames[] = {
 		{ &peer, 1 }, { &stream, 1 }, { header, message_encode(message, header) },
-		{ payload, message->rows * COLUMNS * sizeof *payload }
+		{ payload, message->rows * COLUMNS * dtype_size(message->dtype) }
 	};
 
 	for (uint64_t i = 0; i < message->rows; i++)
-		payload[i * COLUMNS] = row_of(message->pos + i);
+		wide[i * COLUMNS] = row_of(message->pos + i);
+	dtype_narrow(message->dtype, wide, message->rows * COLUMNS, payload);
 	fake_send(ENDPOINT_INGEST, frames, message->has_shape ? 4 : 3);
 }
 
 void say_rows(char peer, char stream, uint64_t pos, uint64_t rows)
 {
+	static const enum dtype dtypes[] = { DTYPE_FLOAT32, DTYPE_FLOAT16, DTYPE_BFLOAT16 }; /* all are exact */
+
 	say(peer, stream, &(struct message){ .type = MESSAGE_DATA, .has_pos = true, .pos = pos, .has_shape = true,
-					     .rows = rows, .columns = COLUMNS, .dtype = DTYPE_FLOAT32 });
+					     .rows = rows, .columns = COLUMNS, .dtype = dtypes[pos % 3] });
 }
 
 bool heard(char stream, enum message_type type, struct message *ret_message)
