@@ -96,7 +96,8 @@ static void copy_pending(const struct server *server, const struct stream *strea
 	if (!n)
 		return;
 	for (size_t i = 0; i < n; i++)
-		dtype_widen(block->dtype[i], block->rows + i * hidden_size, hidden_size, state->pending + i * hidden_size);
+		dtype_widen(block->dtype[i], block->rows + i * hidden_size, hidden_size,
+			    state->pending + i * hidden_size);
 	memcpy(state->positions, block->position, n * sizeof *state->positions);
 }
 

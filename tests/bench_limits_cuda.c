@@ -1,7 +1,8 @@
 /*
- * Limits of a cuda device: the matrix products of all layers through cuBLASLt under a graph, as the device runs them and
- * of the model's own widths, with the device's own weights and with the activations that the last forward pass left,
- * because products of zeros run faster than others; and copying device memory, counting what is read and what is written.  Beside them, what is between the products.
+ * Limits of a cuda device: the matrix products of all layers through cuBLASLt under a graph, as the device runs them
+ * and of the model's own widths, with the device's own weights and with the activations that the last forward pass
+ * left, because products of zeros run faster than others; and copying device memory, counting what is read and what is
+ * written.  Beside them, what is between the products.
  */
 #include <stdlib.h>
 
@@ -16,7 +17,7 @@
 struct bench_meter {
 	const struct forward *forward;
 	size_t rows;
-	struct matmul narrow;                            /* in_proj of the model's own width */
+	struct matmul narrow; /* in_proj of the model's own width */
 	cudaGraphExec_t products, model_widths, mixers; /* of all layers */
 	cudaEvent_t start, stop;
 	void *from, *to; /* [COPY_BYTES] */

@@ -3,8 +3,8 @@
 
     bench_sockets.py [--device NAME] [--shape NAME]... [--seconds S]
 
-It runs what is in MAMBA2D_BUILD (default: build): for each line a daemon over ipc, with random weights, bfloat16 rows in
-and hidden states out, and bench_daemon, which takes turns of S seconds in all with each of the three.
+It runs what is in MAMBA2D_BUILD (default: build): for each line a daemon over ipc, with random weights, bfloat16 rows
+in and hidden states out, and bench_daemon, which takes turns of S seconds in all with each of the three.
 
 Latency is from sending a window to its hidden states.  Of one row at a time, *held* is libzmq's where a message is held
 for as long as a pass takes: what the daemon itself adds is the difference.  On a GPU there has to be room for caches of

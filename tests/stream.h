@@ -33,8 +33,8 @@ void stream_batch(struct device *device, const struct piece *pieces, size_t n);
 void stream_run(struct device *device, struct cache *cache, const float *rows, size_t n, float *hidden);
 
 /*
- * Round rows [n, hidden_size], at most device->max_rows, to float32, float16 and bfloat16, `each` of one after the other.
- * Does a stream whose rows come in these have the same hidden states as one whose rows come in float32?
+ * Round rows [n, hidden_size], at most device->max_rows, to float32, float16 and bfloat16, `each` of one after the
+ * other.  Does a stream whose rows come in these have the same hidden states as one whose rows come in float32?
  */
 bool stream_same_in_any_dtype(struct device *device, float *rows, size_t n, size_t each);
 

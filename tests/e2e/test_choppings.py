@@ -1,4 +1,5 @@
-"""However the rows of a stream arrive, in whichever dtype, and whatever else is in the batch, its hidden states have the same bits."""
+"""However the rows of a stream arrive, in whichever dtype, and whatever else is in the batch, its hidden states have
+the same bits."""
 import random
 
 import pytest
