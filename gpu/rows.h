@@ -5,7 +5,7 @@
 
 /*
  * rows[n].in [hidden] -> input [n, cols], as they are; rows of 16-bit numbers to the second half of their places, from
- * which rows_widen makes float32 of them.  The cols - hidden columns behind each stay 0.
+ * which rows_widen makes float32 of them.  Then the cols - hidden columns behind each are 0, as before.
  */
 cudaError_t rows_gather(const struct row_view *rows, size_t n, int hidden, int cols, float *input, cudaStream_t stream);
 cudaError_t rows_widen(const struct row_view *rows, size_t n, int hidden, int cols, float *input, cudaStream_t stream);

@@ -3,8 +3,9 @@
  */
 #include "gpu/transfer.h"
 
-#define LONG_RUN ((size_t)128 << 10) /* bytes, on average: a copy engine takes about a microsecond to begin with one */
-#define FEW_RUNS 2                   /* go by copy engine however short: a kernel has to ask the host where they lie */
+/* Bytes as float32, on average: a copy engine takes about a microsecond to begin with a run. */
+#define LONG_RUN ((size_t)128 << 10)
+#define FEW_RUNS 2 /* go by copy engine however short: a kernel has to ask the host where they lie */
 
 /* Does a row lie on the host right behind the row before it, to be moved with it? */
 typedef bool adjoin(const struct row_view *row, size_t row_bytes);

@@ -13,7 +13,7 @@ struct bench_limits {
 	double matmul_gflops;  /* cpu: operations per second from registers alone; cuda: of the products alone */
 	double bytes_per_s;    /* cpu: reading memory; cuda: copying it, read and written */
 	double matmul_only_ms; /* the model's matrix products for one forward pass, through the device's own library */
-	double model_widths_ms; /* cuda: the same of in_proj's own width, which the device pads; else 0 */
+	double model_widths_ms; /* cuda: the same of in_proj's own width, to 8 and not to 64; else 0 */
 	double mixer_ms;       /* cuda: what one layer does between its products, alone; else 0 */
 	size_t weight_bytes;   /* of the packed weights */
 	size_t threads;        /* that the device computes on; 0 where that means nothing */

@@ -243,7 +243,6 @@ struct control export_of(const char *stream)
 	return answered(NULL);
 }
 
-
 void start_evicted(void)
 {
 	start(true, SETTINGS("streams.idle_timeout=2"));
