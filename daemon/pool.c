@@ -5,7 +5,6 @@
 #include <stdlib.h>
 
 #define SLAB_BYTES ((size_t)1 << 20)
-#define BLOCK_ALIGN ((size_t)64)
 #define LEFT_BYTES ((size_t)8 << 20)
 
 struct free_block {
@@ -32,7 +31,7 @@ int pool_new(struct device *device, size_t block_bytes, struct pool **ret_pool, 
 	if (!pool)
 		return error_memory(err, "pool of blocks");
 	pool->device = device;
-	pool->block_bytes = (block_bytes + BLOCK_ALIGN - 1) / BLOCK_ALIGN * BLOCK_ALIGN;
+	pool->block_bytes = pool_part(block_bytes);
 	pool->blocks_per_slab = pool->block_bytes < SLAB_BYTES ? SLAB_BYTES / pool->block_bytes : 1;
 	pthread_mutex_init(&pool->lock, NULL);
 	*ret_pool = pool;

@@ -9,6 +9,8 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "model/dtype.h"
+
 /* Set by a test: the next batch fails, unless the one before it did, and nothing is set any more. */
 extern atomic_bool fake_failure;
 
@@ -21,6 +23,14 @@ extern atomic_bool fake_full;  /* there is no memory for caches, nor on the host
 static inline uint32_t fake_number(float number)
 {
 	return number >= 0 && number < 0x1p24f ? (uint32_t)number : 0;
+}
+
+/* The dtype of a message's rows from pos on: each in turn, so that several meet in a window. */
+static inline enum dtype fake_dtype(uint64_t pos)
+{
+	static const enum dtype dtypes[] = { DTYPE_FLOAT32, DTYPE_FLOAT16, DTYPE_BFLOAT16 };
+
+	return dtypes[pos % 3];
 }
 
 /* What the first column of the hidden state is after a row whose first column is given; 0 before any. */
