@@ -47,27 +47,17 @@ static void share_out(struct server *server, struct server_job *job)
 	}
 }
 
-static struct hidden *take_hidden(struct server *server, const struct block *block, uint64_t first, size_t rows)
+/* For the hidden states of a block's first rows, the first of them at `first` in the life. */
+static struct hidden *hidden_of(struct server *server, const struct block *block, uint64_t first, size_t rows)
 {
-	size_t window = server->config->window;
-	size_t head = pool_part(sizeof(struct hidden));
-	struct hidden *hidden = pool_take(server->hiddens);
+	struct hidden *hidden = hidden_take(server, first, rows);
 
 	if (!hidden)
 		return NULL;
-	hidden->next = NULL;
-	hidden->pool = server->hiddens;
-	atomic_init(&hidden->refs, 1);
 	hidden->arrived_ns = block->arrived_ns;
-	hidden->first = first;
-	hidden->row = hidden->output = 0;
-	hidden->end = rows;
-	hidden->published = false;
 	hidden->has_t = block->has_t;
 	hidden->t = block->t;
 	hidden->t_row = block->t_row;
-	hidden->position = (uint64_t *)(void *)((char *)hidden + head);
-	hidden->data = (unsigned char *)hidden + head + pool_part(window * sizeof(uint64_t));
 	memcpy(hidden->position, block->position, rows * sizeof *hidden->position);
 	return hidden;
 }
@@ -95,7 +85,7 @@ static bool fill_segment(struct server *server, struct entry *entry, struct segm
 	for (size_t row = 0; row < entry->rows; row += window, block = block->next, windows++) {
 		size_t rows = entry->rows - row < window ? entry->rows - row : window;
 
-		*last = take_hidden(server, block, stream->submitted + row, rows);
+		*last = hidden_of(server, block, stream->submitted + row, rows);
 		if (!*last) {
 			drop_hidden(entry);
 			return false;
@@ -206,7 +196,7 @@ static void advance(struct server *server, struct entry *entry, const struct job
 		stream->blocks = block->next;
 		if (stream->last_block == block)
 			stream->last_block = NULL;
-		pool_give(server->blocks, block);
+		block_give(server, block);
 		server->stats.windows++;
 	}
 	stream->computed += entry->rows / window * window;

@@ -140,7 +140,7 @@ static int command_status(struct server *server, const struct asked *asked, stru
 	control_put_uint(answer, "peers", server->peers.n);
 	control_put_uint(answer, "cache_bytes",
 			 server->streams.n * shape_cache_floats(&server->model->shape) * sizeof(float));
-	control_put_uint(answer, "queue_bytes", pool_bytes(server->blocks) + pool_bytes(server->hiddens));
+	control_put_uint(answer, "queue_bytes", blocks_bytes(server));
 	if (server->store)
 		put_states(server, answer);
 	put_devices(server, answer);

@@ -45,21 +45,6 @@ static int open_model(struct server *server, struct error *err)
 	return 0;
 }
 
-/* Blocks for rows and hidden states of one window, each behind its head, its positions and dtypes (stream.h). */
-static int open_pools(struct server *server, struct error *err)
-{
-	size_t window = server->config->window, hidden_size = server->model->shape.hidden_size;
-	size_t positions = pool_part(window * sizeof(uint64_t)), dtypes = pool_part(window * sizeof(enum dtype));
-	size_t rows = window * hidden_size * sizeof(float);
-	size_t hidden = server->config->output.n_outputs * window * hidden_size * server->itemsize;
-	struct device *device = server->lanes[0].device; /* its memory serves all that are like it */
-	int rc = pool_new(device, pool_part(sizeof(struct block)) + positions + dtypes + rows, &server->blocks, err);
-
-	if (rc)
-		return rc;
-	return pool_new(device, pool_part(sizeof(struct hidden)) + positions + hidden, &server->hiddens, err);
-}
-
 static int open_socket(struct server *server, enum endpoint_kind kind, const char *name,
 		       const struct string_list *addresses, const struct endpoint_options *options,
 		       struct endpoint **ret_endpoint, struct error *err)
@@ -166,7 +151,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
 	    (rc = table_init(&server->saved, err)) || (rc = table_init(&server->waiters, err)) ||
 	    (rc = open_signals(server, err)) || (rc = service_load(&server->service, err)) ||
-	    (rc = open_model(server, err)) || (rc = open_pools(server, err)) || (rc = states_open(server, err)))
+	    (rc = open_model(server, err)) || (rc = blocks_open(server, err)) || (rc = states_open(server, err)))
 		return rc;
 	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
 	if (!server->scratch)
@@ -229,8 +214,7 @@ void server_free(struct server *server)
 		while ((held = held_pop(server, &list)))
 			free(held);
 	}
-	pool_free(server->blocks);
-	pool_free(server->hiddens);
+	blocks_free(server);
 	lanes_free(server);
 	if (!server->store)
 		model_free(server->model);

@@ -202,7 +202,7 @@ static void look_up(struct server *server)
 	m->stalled = list_length(&server->stalled);
 	m->max_rows = lanes_batch_rows(server);
 	m->cache_bytes = server->streams.n * shape_cache_floats(&server->model->shape) * sizeof(float);
-	m->queue_bytes = pool_bytes(server->blocks) + pool_bytes(server->hiddens);
+	m->queue_bytes = blocks_bytes(server);
 	m->resident_bytes = resident_bytes();
 	m->busy_ns = lanes_busy_ns(server);
 	m->uptime_ns = clock_ns() - server->started_ns;

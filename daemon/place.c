@@ -96,7 +96,7 @@ static int fill(struct server *server, struct stream *stream, const struct arriv
 		struct block *block = *at;
 
 		*at = block->next;
-		pool_give(server->blocks, block);
+		block_give(server, block);
 	}
 	stream->last_block = last;
 	stream->unsubmitted = unsubmitted;

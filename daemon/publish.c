@@ -12,12 +12,6 @@
 #define RETRY_MS 5
 #define UNTOLD_MAX 256 /* refusals that wait for their peers to read */
 
-void hidden_release(struct hidden *hidden)
-{
-	if (atomic_fetch_sub_explicit(&hidden->refs, 1, memory_order_acq_rel) == 1)
-		pool_give(hidden->pool, hidden);
-}
-
 static void release_frame(void *data, void *arg)
 {
 	(void)data;

@@ -2,6 +2,7 @@
  * What the loop owns, and the steps of the straight line in the order in which a window takes them:
  *
  *	ingest.c   receive, decode and check, find the stream, place the rows
+ *	blocks.c   what their rows and hidden states lie in
  *	batch.c    full windows join a batch; a worker runs it; its streams move on
  *	publish.c  hidden states, events, acks and refusals go out
  *	stream.c   the lives of streams: begin, flush, end, make way for the next
@@ -245,6 +246,21 @@ int64_t stream_timers(struct server *server);
 struct peer *peer_get(struct server *server, const void *identity, size_t identity_size);
 void peer_release(struct server *server, struct peer *peer); /* gone with the last hold; NULL is fine */
 
+/* --- blocks.c --- */
+
+/* What the rows and the hidden states of a window lie in.  Errors: ERR_MEMORY. */
+int blocks_open(struct server *server, struct error *err);
+void blocks_free(struct server *server);          /* all must be back */
+size_t blocks_bytes(const struct server *server); /* held from the system */
+
+/* For the rows of a window; NULL without memory. */
+struct block *block_take(struct server *server);
+void block_give(struct server *server, struct block *block);
+
+/* For the hidden states of so many rows of a window, the first of them at `first` in the life; NULL without memory. */
+struct hidden *hidden_take(struct server *server, uint64_t first, size_t rows);
+void hidden_release(struct hidden *hidden); /* any thread */
+
 /* --- batch.c --- */
 
 /*
@@ -287,9 +303,6 @@ void publish_refusal(struct server *server, const void *identity, size_t identit
 		     const struct message *refusal);
 void publish_untold(struct server *server); /* refusals again that found no room */
 void publish_free(struct server *server);
-
-
-void hidden_release(struct hidden *hidden);
 
 /* --- commands.c --- */
 

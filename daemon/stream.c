@@ -88,19 +88,10 @@ int stream_new(struct server *server, const void *id, size_t id_size, uint64_t e
 
 int stream_add_block(struct server *server, struct stream *stream, struct error *err)
 {
-	size_t window = server->config->window;
-	size_t positions = pool_part(sizeof(struct block));
-	size_t dtypes = positions + pool_part(window * sizeof(uint64_t));
-	size_t rows = dtypes + pool_part(window * sizeof(enum dtype));
-	struct block *block = pool_take(server->blocks);
+	struct block *block = block_take(server);
 
 	if (!block)
 		return error_memory(err, "rows of a window");
-	*block = (struct block){
-		.position = (uint64_t *)(void *)((char *)block + positions),
-		.dtype = (enum dtype *)(void *)((char *)block + dtypes),
-		.rows = (float *)(void *)((char *)block + rows),
-	};
 	if (stream->last_block)
 		stream->last_block->next = block;
 	else
@@ -116,7 +107,7 @@ static void free_blocks(struct server *server, struct block *block)
 	while (block) {
 		struct block *next = block->next;
 
-		pool_give(server->blocks, block);
+		block_give(server, block);
 		block = next;
 	}
 }
@@ -315,16 +306,10 @@ static void stream_begin(struct server *server, struct stream *stream, const str
 /* A hidden state without rows, to carry the end mark of a stream whose rows are all out. */
 static bool push_end_mark(struct server *server, struct stream *stream)
 {
-	struct hidden *hidden = pool_take(server->hiddens);
+	struct hidden *hidden = hidden_take(server, stream->accepted, 0);
 
 	if (!hidden)
 		return false;
-	hidden->pool = server->hiddens;
-	atomic_init(&hidden->refs, 1);
-	hidden->next = NULL;
-	hidden->first = stream->accepted;
-	hidden->row = hidden->end = hidden->output = 0;
-	hidden->published = hidden->has_t = false;
 	stream->outbox = stream->last_outbox = hidden;
 	return true;
 }
