@@ -357,14 +357,26 @@ bool saving_evict(struct server *server, struct stream *stream)
 	return let_go(server, stream);
 }
 
+/* Streams that leave once they are saved. */
+static size_t streams_leaving(const struct server *server)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < STATE_SLOTS; i++)
+		n += server->slots[i].use == SLOT_SAVING && server->slots[i].evict && server->slots[i].stream;
+	return n;
+}
+
 enum room saving_make_room(struct server *server)
 {
-	size_t max = server->config->streams.max;
+	const size_t max = server->config->streams.max, wanted = server->waiters.n ? server->waiters.n : 1;
 	struct link *link = list_first(&server->idle), *next;
 
-	for (size_t i = 0; server->store && link && i < EVICTION_SCAN && server->streams.n >= max; i++, link = next) {
+	for (size_t i = 0; server->store && link && i < EVICTION_SCAN; i++, link = next) {
 		struct stream *stream = list_entry(link, struct stream, idle);
 
+		if (server->streams.n + wanted <= max + streams_leaving(server))
+			break;
 		next = list_next(&server->idle, link);
 		if (saving_evict(server, stream) || !states_slot(server))
 			continue;

@@ -172,6 +172,8 @@ START_TEST(a_state_that_cannot_be_copied_in_replaces_nothing)
 	say_rows('x', 'c', 9, 3);
 	hear_rows('c', 12);
 	open_stream('x', 'd'); /* the one that is idle longest, b, leaves memory */
+	ask("snapshot", "c", NULL); /* so that it can leave while nothing can be copied */
+	answered(NULL);
 	for (const char *to = "cb"; *to; to++) {
 		exported = export_of("d");
 		fake_broken = ERR_DEVICE;

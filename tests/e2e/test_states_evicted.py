@@ -85,6 +85,26 @@ def test_more_streams_than_fit(start, random, rows, want, reply, positions):
     assert not peer.inbox or all(m.type == "ack" for m in peer.inbox)
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["together", "in turn"])
+def test_no_more_leave_than_must(start, rows, together):
+    """The ones that were used least recently, although several could be saved at a time."""
+    daemon = start(**{"streams.max": 6})
+    peer = Peer(daemon)
+    for i in range(6):
+        peer.open(b"old-%d" % i, reply=False)
+        peer.data(b"old-%d" % i, rows[:10])
+        peer.ack(b"old-%d" % i, done=8)
+    for i in range(3):
+        peer.header(b"new-%d" % i, type="open", reply=False)
+        if not together:
+            peer.take(b"new-%d" % i, "ack")
+    for i in range(3 if together else 0):
+        peer.take(b"new-%d" % i, "ack")
+    here = {bytes(stream["stream"]) for stream in daemon.ask("streams")["streams"]}
+    assert here == {b"old-3", b"old-4", b"old-5", b"new-0", b"new-1", b"new-2"}
+    assert daemon.ask("status")["states"]["evicted"] == 3
+
+
 def test_acks_tell_where_evicted_streams_stand(start, rows):
     daemon = start(**{"streams.max": 1})
     peer = Peer(daemon)
