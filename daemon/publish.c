@@ -155,7 +155,8 @@ static bool send_run(struct server *server, struct stream *stream, struct hidden
 		if (!hidden->published && !again && !send_output(server, stream, hidden, run, &message, false))
 			return false;
 		hidden->published = true;
-		if (stream->reply && stream->feeder && !send_output(server, stream, hidden, run, &message, true))
+		if (stream->reply && stream->feeder && stream->feeder->router &&
+		    !send_output(server, stream, hidden, run, &message, true))
 			return false;
 		hidden->published = false;
 	}

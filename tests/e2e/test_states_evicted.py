@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zmq
 
-from harness import Peer, Subscriber, same_bytes
+from harness import Peer, Publisher, Subscriber, same_bytes
 
 CASE, WINDOW = "seed-46032", 8
 STREAMS = int(os.environ.get("MAMBA2D_STREAMS", 2000))
@@ -229,6 +229,24 @@ def test_rows_of_an_unfinished_window_are_flushed_after_a_restart(start, rows, w
 
 def states(tmp_path):
     return sorted(os.listdir(tmp_path / "states"))
+
+
+def test_publishers_go_on_with_a_stream_that_had_replies(start, rows, want, short_path):
+    """They cannot be answered, and feed it as they would any other."""
+    address = f"ipc://{short_path}/pub"
+    daemon = start(**{"sockets.subscribe": ">" + address})
+    peer = Peer(daemon)
+    peer.open(b"s", reply=True)
+    peer.data(b"s", rows[:8])
+    peer.hidden(b"s", 0, 8)
+    assert daemon.ask("snapshot")["ok"]
+    daemon.kill()
+    daemon.start()
+    publisher, consumer, other = Publisher(daemon, address, bind=True), Subscriber(daemon), Peer(daemon)
+    publisher.data(b"s", rows[8:24], pos=8)
+    assert same_bytes(consumer.hidden(b"s", 8, 24), want[8:24])
+    other.data(b"s", rows[24:], pos=24)
+    other.refusal(b"s", "denied")
 
 
 def test_a_closed_stream_is_gone(start, rows, want, tmp_path):
