@@ -34,22 +34,6 @@ static int reset(struct server *server, struct stream *stream, uint64_t *ret_epo
 	return 0;
 }
 
-/* Begin to bring a stream back from disk, as soon as there is room: it has to be known which epoch it is in. */
-static int bring_back(struct server *server, const struct request *request, struct saved *saved, struct error *err)
-{
-	struct stream *stream;
-
-	if (server->phase != SERVER_SERVING)
-		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon brings no stream back any more");
-	if (saving_make_room(server) == ROOM_SOON)
-		return 0;
-	if (stream_new(server, request->id, request->id_size, 0, NULL, &stream, err))
-		return err->code;
-	resuming_start(server, stream, saved, false, 0);
-	stream_install(server, stream);
-	return 0;
-}
-
 static int begin_reset(struct server *server, struct request *request, struct error *err)
 {
 	struct stream *stream = stream_find(server, request->id, request->id_size);
@@ -60,7 +44,7 @@ static int begin_reset(struct server *server, struct request *request, struct er
 	if (!stream && (!saved || (!saved->generations.n && !saved->slot)))
 		return error_set(err, REFUSED_CLOSED, "no such stream is known");
 	if (!stream && !saved->damage)
-		return bring_back(server, request, saved, err);
+		return resuming_bring_back(server, request->id, request->id_size, saved, err);
 	if (stream && reset(server, stream, &request->epoch, err))
 		return err->code;
 	request->stage = stream ? RESET_BEGUN : RESET_REMOVING;

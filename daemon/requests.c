@@ -96,18 +96,36 @@ static void send_state(struct server *server, struct request *request, const str
 	free(file);
 }
 
+/* What is on disk of a stream that can go on; NULL: nothing. */
+static struct saved *find_on_disk(struct server *server, const void *id, size_t id_size)
+{
+	struct saved *saved = NULL;
+	char key[HASH_TEXT];
+
+	if (server->store) {
+		store_key(id, id_size, key);
+		saved = states_find(server, key);
+	}
+	return saved && saved->generations.n && !saved->closed ? saved : NULL;
+}
+
 /* --- a state goes in --- */
 
 /*
- * Is there room for the stream that the request makes?  ROOM_SOON: it must wait.  Making room frees streams and takes
- * slots: look for them afterwards.
+ * Is there room for the stream that the request makes?  ROOM_SOON: it must wait, also until the one that it replaces is
+ * back from disk: the next epoch is the one after that one's.  Making room frees streams and takes slots: look for them
+ * afterwards.
  */
 static enum room find_room(struct server *server, const struct request *request)
 {
 	struct table_entry *entry = table_find(&server->streams, request->to, request->to_size);
+	struct saved *saved = find_on_disk(server, request->to, request->to_size);
+	struct error error;
 
 	if (entry) /* one that is loading is only half there */
 		return list_entry(entry, struct stream, entry)->phase == STREAM_LOADING ? ROOM_SOON : ROOM_YES;
+	if (saved && !saved->damage && server->phase == SERVER_SERVING)
+		return resuming_bring_back(server, request->to, request->to_size, saved, &error) ? ROOM_NONE : ROOM_SOON;
 	return saving_make_room(server);
 }
 
@@ -240,11 +258,12 @@ void requests_read(struct server *server, struct slot *slot)
 static void go_on_out(struct server *server, struct request *request)
 {
 	const bool room = request->kind != REQUEST_FORK || find_room(server, request) != ROOM_SOON;
+	struct table_entry *entry = table_find(&server->streams, request->id, request->id_size);
+	const bool ends = entry && list_entry(entry, struct stream, entry)->phase == STREAM_ENDING;
 	struct stream *stream = stream_find(server, request->id, request->id_size);
+	struct saved *saved = ends ? NULL : find_on_disk(server, request->id, request->id_size);
 	struct slot *slot = states_slot(server);
-	struct saved *saved = NULL;
 	struct error error;
-	char key[HASH_TEXT];
 
 	if (stream && !room)
 		saving_release(server, stream);
@@ -254,11 +273,7 @@ static void go_on_out(struct server *server, struct request *request)
 		saving_hold(server, stream);
 		return;
 	}
-	if (!stream && server->store) {
-		store_key(request->id, request->id_size, key);
-		saved = states_find(server, key);
-	}
-	if (!stream && (!saved || !saved->generations.n)) {
+	if (!stream && !saved) {
 		error_set(&error, REFUSED_CLOSED, "no such stream is known");
 		request_refuse(server, request, &error);
 		return;
@@ -275,7 +290,7 @@ static void go_on_out(struct server *server, struct request *request)
 	slot->task = (struct store_job){
 		.task = STORE_READ, .state = slot->state, .generations = saved->generations, .owner = slot
 	};
-	memcpy(slot->task.key, key, sizeof key);
+	memcpy(slot->task.key, saved->key, sizeof slot->task.key);
 	store_submit(server->store, &slot->task);
 }
 

@@ -130,6 +130,21 @@ static void learn(struct server *server, struct stream *stream, struct saved *sa
 		      "the newest state is damaged: resumed from the one before");
 }
 
+int resuming_bring_back(struct server *server, const void *id, size_t id_size, struct saved *saved, struct error *err)
+{
+	struct stream *stream;
+
+	if (server->phase != SERVER_SERVING)
+		return error_set(err, REFUSED_SHUTTING_DOWN, "the daemon brings no stream back any more");
+	if (saving_make_room(server) == ROOM_SOON)
+		return 0;
+	if (stream_new(server, id, id_size, 0, NULL, &stream, err))
+		return err->code;
+	resuming_start(server, stream, saved, false, 0);
+	stream_install(server, stream);
+	return 0;
+}
+
 /* What was remembered when the stream left memory in this run, and what the state does not say. */
 static void recall(struct server *server, struct stream *stream)
 {

@@ -199,6 +199,12 @@ enum room saving_make_room(struct server *server);
  * epoch in which no hidden state from `from` on counts as emitted.
  */
 void resuming_start(struct server *server, struct stream *stream, struct saved *saved, bool rewinding, uint64_t from);
+
+/*
+ * Begin to bring back, as soon as there is room, a stream for which no message has come: it has to be known which epoch
+ * it is in.  Called again until it is there.  Errors: REFUSED_SHUTTING_DOWN, those of stream_new.
+ */
+int resuming_bring_back(struct server *server, const void *id, size_t id_size, struct saved *saved, struct error *err);
 void resuming_read(struct server *server, struct slot *slot);
 void resuming_copied(struct server *server, struct slot *slot);
 

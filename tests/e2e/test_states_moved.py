@@ -234,18 +234,36 @@ def test_where_there_is_no_room(daemons, rows):
 
 
 def test_in_the_place_of_one_on_disk(start, rows, want):
-    """What was saved of the stream that is replaced does not come back."""
+    """It is replaced as one in memory is, in its next epoch, and what was saved of it does not come back."""
     daemon = start(**{"streams.max": 1, "state.interval": 0.01})
     feed(daemon, b"one", rows, 0, 5)
     state = daemon.ask("export", stream=b"one")["state"]
     feed(daemon, b"two", rows, 0, 21)
-    assert daemon.ask("import", state=state, stream=b"two")["ok"]
     feed(daemon, b"one", rows, 5, 6)
-    assert daemon.ask("import", state=state, stream=b"two")["ok"]
+    for epoch in (1, 2):
+        answer = daemon.ask("import", state=state, stream=b"two")
+        assert (answer["ok"], answer["epoch"], answer["next"]) == (True, epoch, 5)
+        feed(daemon, b"one", rows, 5 + epoch, 6 + epoch)
     peer = Peer(daemon)
-    assert peer.open(b"two").next == 5
-    peer.data(b"two", rows[5:30], flush=True)
-    assert same_bytes(peer.hidden(b"two", 5, 30), want[5:30])
+    peer.data(b"two", rows[21:22], pos=21)
+    peer.refusal(b"two", "stale_epoch")
+    assert peer.open(b"two", epoch=2).next == 5
+    peer.data(b"two", rows[5:30], epoch=2, flush=True)
+    assert same_bytes(peer.hidden(b"two", 5, 30, epoch=2), want[5:30])
+
+
+def test_of_a_stream_that_is_closed(start, rows):
+    """There is none, although one is kept for as long as its peer may lack the end."""
+    daemon = start()
+    peer = Peer(daemon)
+    peer.open(b"over", reply=True)
+    peer.data(b"over", rows[:21])
+    peer.ack(b"over", done=16)
+    assert daemon.ask("snapshot", stream=b"over")["ok"]
+    peer.header(b"over", type="close")
+    peer.hidden(b"over", 0, 21)
+    for answer in daemon.ask("export", stream=b"over"), daemon.ask("fork", stream=b"over", to=b"copy"):
+        assert not answer["ok"] and answer["code"] == "closed"
 
 
 def test_of_a_state_that_is_damaged(start, rows, tmp_path):
