@@ -2,6 +2,7 @@
 #include "tests/fake_daemon.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -36,6 +37,27 @@ int clock_gettime(clockid_t clock, struct timespec *time)
 }
 
 /* --- the folder --- */
+
+atomic_bool fake_disk_broken;
+
+/* In the place of the C library's: nothing gets to the disk, so none of it needs a real one. */
+static int sync_fake(void)
+{
+	errno = EIO;
+	return fake_disk_broken ? -1 : 0;
+}
+
+int fsync(int fd)
+{
+	(void)fd;
+	return sync_fake();
+}
+
+int fdatasync(int fd)
+{
+	(void)fd;
+	return sync_fake();
+}
 
 void fake_folder_make(void)
 {

@@ -5,6 +5,7 @@
 #ifndef TESTS_FAKE_DAEMON_H
 #define TESTS_FAKE_DAEMON_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -12,6 +13,9 @@
 
 /* Put the clock forward, the daemon's as well. */
 void fake_time_passes(uint64_t ns);
+
+/* Set by a test, for as long as it is so: what is written does not get to the disk, and the daemon is told. */
+extern atomic_bool fake_disk_broken;
 
 void fake_folder_make(void);
 void fake_folder_remove(void); /* with what is in it */

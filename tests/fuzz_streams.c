@@ -1,5 +1,6 @@
 /*
- * The stream table under random sequences of messages, time, evictions, batches that fail, and restarts.
+ * The stream table under random sequences of messages, control requests, time, evictions, batches and disks that fail,
+ * and restarts.
  *
  * The input is a list of things to do.  Two peers feed four streams as PROTOCOL.md tells a client that must lose
  * nothing: they keep rows from `durable` on, confirm what they have, and open with `from` after every reconnect.
@@ -10,21 +11,18 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "protocol/control.h"
 #include "tests/fake_daemon.h"
 #include "tests/fake_device.h"
 #include "tests/fake_endpoint.h"
 #include "tests/fuzz.h"
+#include "tests/fuzz_copies.h"
 
-#define STREAMS 4
 #define PEERS 2
-#define COLUMNS 64
-#define MOST_ROWS 400  /* of a stream in an epoch */
 #define MOST_RESTARTS 6
 #define MOST_TURNS 20000 /* without anything new, until it counts as never */
 
 struct feed {
-	uint64_t epoch, sent, have, durable;
+	uint64_t epoch, sent, accepted, have, durable;
 	bool fed;     /* to be opened on every connection */
 	bool is_open; /* that was answered */
 	bool asked;   /* for the end */
@@ -32,6 +30,7 @@ struct feed {
 };
 
 static struct feed feeds[STREAMS];
+static unsigned turned_back[STREAMS]; /* times that rows may have been taken for not accepted */
 static unsigned generation[PEERS]; /* of the connection */
 static bool slow[PEERS];           /* does not read */
 static struct { bool known; uint64_t epoch, next; } published[STREAMS];
@@ -41,6 +40,7 @@ static size_t input_left;
 static struct server server;
 static enum { GO_ON, KILLED, TERMINATED, FINISHED } ending;
 static bool finishing;
+static bool disk_failed; /* at some time in this run */
 static unsigned restarts, turns;
 
 static uint8_t next_byte(void)
@@ -53,13 +53,18 @@ static uint8_t next_byte(void)
 
 /* --- what is right --- */
 
-/* Exact in every dtype. */
-static float row_of(size_t stream, uint64_t epoch, uint64_t pos)
+uint64_t fuzz_epoch(size_t stream)
 {
-	return (float)((stream * 7 + epoch * 13 + pos * 31) & 0xff);
+	return feeds[stream].epoch;
 }
 
-static void check_rows(size_t stream, const struct message *message, const void *payload, size_t size)
+uint64_t fuzz_accepted(size_t stream, unsigned *ret_turned_back)
+{
+	*ret_turned_back = turned_back[stream];
+	return feeds[stream].accepted;
+}
+
+bool fuzz_hidden_right(size_t stream, uint64_t epoch, const struct message *message, const void *payload, size_t size)
 {
 	uint32_t state = 0;
 
@@ -68,12 +73,14 @@ static void check_rows(size_t stream, const struct message *message, const void 
 	for (uint64_t pos = 0; pos < message->pos + message->rows; pos++) {
 		float value;
 
-		state = fake_step(state, row_of(stream, message->epoch, pos));
+		state = fake_step(state, row_of(stream, epoch, pos));
 		if (pos < message->pos)
 			continue;
 		memcpy(&value, (const float *)payload + (pos - message->pos) * COLUMNS, sizeof value);
-		must(value == (float)state);
+		if (value != (float)state)
+			return false;
 	}
+	return true;
 }
 
 static void check_published(size_t stream, const struct message *message)
@@ -116,6 +123,8 @@ static void open_feed(size_t stream)
 
 	feed->fed = true;
 	feed->is_open = feed->asked = false;
+	feed->accepted = 0;
+	turned_back[stream]++;
 	send_message(stream, &(struct message){ .type = MESSAGE_OPEN, .reply = true, .has_from = true,
 						.from = feed->have }, 0);
 }
@@ -144,6 +153,7 @@ static void send_rows(size_t stream, uint64_t pos, uint64_t rows, bool flush, bo
 static void next_epoch(size_t stream)
 {
 	feeds[stream] = (struct feed){ .epoch = feeds[stream].epoch + 1 };
+	turned_back[stream]++;
 }
 
 static void reconnect(size_t peer)
@@ -166,6 +176,7 @@ static void take_ack(size_t stream, const struct message *ack)
 		feed->is_open = true;
 		feed->sent = ack->next;
 	}
+	feed->accepted = ack->next;
 	must(ack->done <= feed->have);
 	if (ack->durable > feed->durable)
 		feed->durable = ack->durable;
@@ -233,7 +244,8 @@ static enum endpoint_sent take_reply(const struct endpoint_frame *frames, size_t
 		return ENDPOINT_FULL;
 	must(!message_decode(frames[2].data, frames[2].size, &message, &err));
 	if (message.type == MESSAGE_HIDDEN)
-		check_rows(stream, &message, n > 3 ? frames[3].data : "", n > 3 ? frames[3].size : 0);
+		must(fuzz_hidden_right(stream, message.epoch, &message, n > 3 ? frames[3].data : "",
+				       n > 3 ? frames[3].size : 0));
 	if (message.type == MESSAGE_ERROR)
 		take_error(stream, &message);
 	else if (message.epoch != feeds[stream].epoch || !feeds[stream].fed)
@@ -247,19 +259,28 @@ static enum endpoint_sent take_reply(const struct endpoint_frame *frames, size_t
 
 static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_frame *frames, size_t n)
 {
+	const void *payload = n > 2 ? frames[2].data : "";
+	const size_t size = n > 2 ? frames[2].size : 0;
 	struct message message;
 	struct error err;
 	size_t stream;
+	char id;
 
 	turns = 0;
 	if (kind == ENDPOINT_INGEST)
 		return take_reply(frames, n);
+	if (kind == ENDPOINT_CONTROL)
+		copies_take_answer(server.model, frames, n, disk_failed || !server.store);
 	if (kind != ENDPOINT_PUBLISH)
 		return ENDPOINT_SENT;
-	stream = (size_t)(*(const char *)frames[0].data - 'a');
+	id = *(const char *)frames[0].data;
+	stream = (size_t)(id - (id < 'a' ? 'A' : 'a'));
 	must(!message_decode(frames[1].data, frames[1].size, &message, &err));
-	if (message.type == MESSAGE_HIDDEN) {
-		check_rows(stream, &message, n > 2 ? frames[2].data : "", n > 2 ? frames[2].size : 0);
+	if (id < 'a') {
+		if (message.type == MESSAGE_HIDDEN)
+			copies_take_hidden(stream, &message, payload, size);
+	} else if (message.type == MESSAGE_HIDDEN) {
+		must(fuzz_hidden_right(stream, message.epoch, &message, payload, size));
 		check_published(stream, &message);
 	} else if (message.event == EVENT_CLOSED || message.event == EVENT_RESET ||
 		   (message.event == EVENT_EVICTED && !server.store)) { /* without states it begins anew */
@@ -269,15 +290,6 @@ static enum endpoint_sent take(enum endpoint_kind kind, const struct endpoint_fr
 }
 
 /* --- what happens --- */
-
-static void control_snapshot(void)
-{
-	unsigned char request[64];
-	struct control_writer writer;
-
-	control_begin_request(&writer, request, sizeof request, "snapshot");
-	fake_send(ENDPOINT_CONTROL, (struct fake_frame[]){ { "c", 1 }, { request, control_finish(&writer) } }, 2);
-}
 
 static void send_noise(size_t stream)
 {
@@ -315,6 +327,13 @@ static void act(void)
 		if (!feed->asked)
 			send_rows(stream, feed->sent, 1 + how % 16, how & 16, false, how & 32);
 		break;
+	case 14:
+		copies_ask(stream, next_byte());
+		break;
+	case 15:
+		fake_disk_broken = !fake_disk_broken;
+		disk_failed |= fake_disk_broken;
+		break;
 	case 16: case 17:
 		break; /* let the daemon work */
 	case 18:
@@ -346,7 +365,7 @@ static void act(void)
 		restart(false);
 		break;
 	case 27:
-		control_snapshot();
+		copies_snapshot();
 		break;
 	case 28:
 		next_epoch(stream);
@@ -366,12 +385,15 @@ static void act(void)
 	}
 }
 
-/* End every stream that was begun. */
+/* End every stream that was begun, when nothing is in the way any more. */
 static void finish(void)
 {
 	bool all = true;
 
 	fake_time_passes(10000000);
+	fake_disk_broken = false;
+	if (!copies_close())
+		return;
 	for (size_t stream = 0; stream < STREAMS; stream++) {
 		struct feed *feed = &feeds[stream];
 
@@ -392,7 +414,9 @@ static void idle(int timeout_ms)
 	(void)timeout_ms;
 	must(turns++ < MOST_TURNS);
 	if (ending != GO_ON) {
-		memset(slow, 0, sizeof slow); /* or it would wait for them */
+		memset(slow, 0, sizeof slow); /* or it would wait for them, */
+		fake_disk_broken = false;     /* and for this one */
+		fake_time_passes(1000000);
 		return;
 	}
 	if (finishing)
@@ -424,12 +448,15 @@ static void run(uint8_t variant)
 	must(!rc);
 	ending = GO_ON;
 	turns = 0;
+	disk_failed = fake_disk_broken;
 	memset(published, 0, sizeof published);
 	for (size_t peer = 0; peer < PEERS; peer++)
 		reconnect(peer);
 	rc = fake_daemon_run(&server, &err);
 	must((rc != 0) == (ending == KILLED));
-	must(!server.state_stats.errors && !server.state_stats.damaged); /* the disk is well, whatever batches do */
+	must(disk_failed || !server.state_stats.errors); /* whatever batches do */
+	must(!server.state_stats.damaged && (ending == KILLED || !copies_unanswered()));
+	copies_forget();
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -441,8 +468,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	input_left = size < 1000 ? size : 1000;
 	variant = next_byte();
 	memset(feeds, 0, sizeof feeds);
+	memset(turned_back, 0, sizeof turned_back);
 	memset(generation, 0, sizeof generation);
 	memset(slow, 0, sizeof slow);
+	copies_begin();
+	fake_disk_broken = false;
 	restarts = 0;
 	finishing = false;
 	fake_folder_make();
