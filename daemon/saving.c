@@ -372,7 +372,7 @@ enum room saving_make_room(struct server *server)
 	const size_t max = server->config->streams.max, wanted = server->waiters.n ? server->waiters.n : 1;
 	struct link *link = list_first(&server->idle), *next;
 
-	for (size_t i = 0; server->store && link && i < EVICTION_SCAN; i++, link = next) {
+	for (size_t i = 0; server->store && link && i < EVICTION_SCAN && server->streams.n >= max; i++, link = next) {
 		struct stream *stream = list_entry(link, struct stream, idle);
 
 		if (server->streams.n + wanted <= max + streams_leaving(server))
