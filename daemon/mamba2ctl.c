@@ -49,7 +49,7 @@ static const struct command {
 	  "Example:\n"
 	  "  mamba2ctl keygen gate-7 && cat gate-7.pub\n" },
 	{ "send", ctl_send, ROWS, "[--ingest ADDRESS] [--flush] [--end] STREAM IN.npy",
-	  "send a recording as rows of a stream; returns when all is done",
+	  "send a recording as rows of a stream; returns when all is accepted",
 	  "The rows follow those that the stream has.  Credit is heeded; nothing is lost or sent twice.\n"
 	  "\n"
 	  "  --ingest ADDRESS        (default: tcp://127.0.0.1:5701)\n"

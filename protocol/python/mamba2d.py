@@ -20,6 +20,7 @@ come as ml_dtypes.bfloat16 if that package is installed and as uint16 bits other
 A Client belongs to one thread.  Needs pyzmq, msgpack and NumPy.
 """
 import json
+import random
 import re
 import time
 from bisect import bisect_right
@@ -47,6 +48,7 @@ _SENT_AS = {"float64": "float32", "int64": "int32"}
 
 _HEARTBEAT_MS = 2000  # between pings; a peer that misses them for three times as long counts as gone
 _BACK_OFF = 0.05      # seconds to let refusals arrive before sending again
+_BACK_OFF_MOST = 1.0  # seconds between connections of which one after another is lost, at most
 _MAKE_ROOM = 1.0      # seconds without credit after which unfinished windows are flushed, to have some back
 _MESSAGES = 1000      # most that are taken in before the connection is looked at again
 
@@ -118,6 +120,8 @@ def _address(address, role):
 
 
 def _stream_id(stream):
+    if not isinstance(stream, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"a stream id is a str or bytes, not {type(stream).__name__}")
     name = stream.encode() if isinstance(stream, str) else bytes(stream)
     if not 1 <= len(name) <= 255:
         raise ValueError(f"a stream id has 1 to 255 bytes, this one {len(name)}")
@@ -301,6 +305,7 @@ class Client:
         self._ended = set()   # names of streams that ended on this connection
         self._credit = 0      # rows that may be sent but not done, over all streams
         self._hold_until = 0  # time before which nothing is sent
+        self._losses = 0      # of connections on which nothing came, one after another
         self._doubtful = {}   # streams that a connection given up for its silence may yet open: opened again since?
 
     def __enter__(self):
@@ -355,16 +360,19 @@ class Client:
         reconnect all the same, in a later call.  end=True waits until all is done.  t, a clock of yours in ns, comes
         back as Hidden.t with the last of these rows.  The rest is as in encode.
         """
+        waits = {
+            None: lambda s: s.finish_sent and s.sent >= s.given,
+            "accepted": lambda s: s.finish_sent and s.next >= s.given,
+            "done": lambda s: s.finish_sent and s.done >= s.given,
+        }
+        if wait not in waits:
+            raise ValueError(f'wait: {wait!r}, expected "accepted", "done" or None')
         given = _as_rows(rows, dtype)
         s = self._stream(stream, epoch, False, pos)
         self._run([s], lambda s: s.is_open)
         s.append(*given, "end" if end else "flush" if flush else None, t)
         s.wanted = s.given
-        self._run([s], {
-            None: lambda s: s.finish_sent and s.sent >= s.given,
-            "accepted": lambda s: s.finish_sent and s.next >= s.given,
-            "done": lambda s: s.finish_sent and s.done >= s.given,
-        }["done" if end else wait])
+        self._run([s], waits["done" if end else wait])
         if end:
             self._forget([s])
 
@@ -487,6 +495,14 @@ class Client:
             if s.is_fed:
                 self._open(s)
 
+    def _connect_again(self):
+        """Connect after a loss; where one follows another without a word in between, after a pause that grows."""
+        self._disconnect()
+        if self._losses:
+            time.sleep(random.uniform(0.5, 1) * min(_BACK_OFF * 2 ** self._losses, _BACK_OFF_MOST))
+        self._losses += 1
+        self._connect()
+
     def _disconnect(self, linger_ms=0):
         if self._socket is not None:
             self._socket.disable_monitor()
@@ -505,7 +521,9 @@ class Client:
                 if self._receive(0.05):
                     heard = asked = now
                 elif now - heard > self._timeout:
-                    raise TimeoutError(f"no word from {self._addresses['ingest']} for {self._timeout} seconds")
+                    raise TimeoutError(f"no word from {self._addresses['ingest']} for {self._timeout} seconds" + (
+                        ", and connections to it end at once: has it another key, or keys at all?"
+                        if self._losses > 1 else ""))
                 elif now - asked > self._silence:
                     asked = now
                     self._connect()
@@ -617,8 +635,10 @@ class Client:
                 messages.append(self._socket.recv_multipart(zmq.NOBLOCK, copy=False))
         except zmq.Again:
             pass
+        if messages:
+            self._losses = 0
         if self._next_event(self._lost, "ingest", 0):  # messages may be for the new peer that we are; all come again
-            self._connect()
+            self._connect_again()
             return False
         for name, header, *payload in messages:
             self._on_message(name.bytes, msgpack.unpackb(header.buffer), payload)

@@ -146,6 +146,11 @@ def test_what_cannot_be_sent(daemon, connect, rows):
     for name in ("", "x" * 256):
         with pytest.raises(ValueError):
             client.encode(name, rows)
+    for name in (7, 7.0, None):
+        with pytest.raises(TypeError, match="a stream id is a str or bytes"):
+            client.encode(name, rows)
+    with pytest.raises(ValueError, match="wait: 'soon', expected"):
+        client.send("bad", rows, wait="soon")
     assert client.position("bad") is None
 
 

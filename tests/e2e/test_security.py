@@ -652,6 +652,18 @@ def test_python_client_shows_keys(secured, rows):
         Client("tcp://127.0.0.1:1", key=ring.own + ".pub", server_key=ring.own + ".pub")
 
 
+@pytest.mark.parametrize("keys", ["none", "another server's"])
+def test_python_client_that_cannot_come_in_does_not_hurry(secured, rows, keys):
+    """Each try costs the daemon a handshake."""
+    ring = secured.keyring
+    shown = {"key": ring.path("me"), "server_key": ring.path("me") + ".pub"} if keys != "none" else {}
+    secured.let("me", "write=mine")
+    with Client(secured.tcp["ingest"], timeout=3, **shown) as c:
+        with pytest.raises(TimeoutError, match="another key, or keys at all"):
+            c.encode("mine", rows)
+    assert 2 < secured.daemon.ask("status")["refused_keys"] < 30
+
+
 # --- what keeps it from starting -------------------------------------------------------------------------------------
 
 def start(*settings, check=True):
