@@ -96,16 +96,11 @@ static void send_state(struct server *server, struct request *request, const str
 	free(file);
 }
 
-/* What is on disk of a stream that can go on; NULL: nothing. */
-static struct saved *find_on_disk(struct server *server, const void *id, size_t id_size)
+/* What is on disk of a stream with this key that can go on; NULL: nothing. */
+static struct saved *find_on_disk(struct server *server, const char key[HASH_TEXT])
 {
-	struct saved *saved = NULL;
-	char key[HASH_TEXT];
+	struct saved *saved = states_find(server, key);
 
-	if (server->store) {
-		store_key(id, id_size, key);
-		saved = states_find(server, key);
-	}
 	return saved && saved->generations.n && !saved->closed ? saved : NULL;
 }
 
@@ -119,11 +114,14 @@ static struct saved *find_on_disk(struct server *server, const void *id, size_t 
 static enum room find_room(struct server *server, const struct request *request)
 {
 	struct table_entry *entry = table_find(&server->streams, request->to, request->to_size);
-	struct saved *saved = find_on_disk(server, request->to, request->to_size);
+	struct saved *saved;
 	struct error error;
+	char key[HASH_TEXT];
 
 	if (entry) /* one that is loading is only half there */
 		return list_entry(entry, struct stream, entry)->phase == STREAM_LOADING ? ROOM_SOON : ROOM_YES;
+	store_key(request->to, request->to_size, key);
+	saved = find_on_disk(server, key);
 	if (saved && !saved->damage && server->phase == SERVER_SERVING)
 		return resuming_bring_back(server, request->to, request->to_size, saved, &error) ? ROOM_NONE : ROOM_SOON;
 	return saving_make_room(server);
@@ -261,7 +259,7 @@ static void go_on_out(struct server *server, struct request *request)
 	struct table_entry *entry = table_find(&server->streams, request->id, request->id_size);
 	const bool ends = entry && list_entry(entry, struct stream, entry)->phase == STREAM_ENDING;
 	struct stream *stream = stream_find(server, request->id, request->id_size);
-	struct saved *saved = ends ? NULL : find_on_disk(server, request->id, request->id_size);
+	struct saved *saved = ends ? NULL : find_on_disk(server, request->key);
 	struct slot *slot = states_slot(server);
 	struct error error;
 
