@@ -1,6 +1,6 @@
 /*
- * The daemon's log: one line an event on stderr, with journald's priority prefix ("<4>") unless stderr is a terminal;
- * where it is the journal itself, with fields that say what the line is about.
+ * The daemon's log: one line an event on stderr, with the time, and with journald's priority prefix ("<4>") before it
+ * unless stderr is a terminal; where stderr is the journal itself, with fields that say what the line is about.
  * Only daemon/ logs; model, gpu and protocol return errors.
  */
 #ifndef DAEMON_LOG_H
@@ -9,7 +9,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "protocol/streamid.h"
+
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_NOTICE, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+
+#define LOG_TEXT_MAX (STREAMID_TEXT_MAX + 1000) /* of a line; what is longer is cut */
 
 /* Lines above this level are not written.  The default is LOG_LEVEL_INFO. */
 void log_set_level(enum log_level level);
@@ -17,7 +21,10 @@ bool log_enabled(enum log_level level);
 
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* The same about a stream [size], or with a code of PROTOCOL.md, or both: fields STREAM and CODE in the journal. */
+/*
+ * The same about a stream [size], which the line names first, or with a code of PROTOCOL.md, or both: fields STREAM and
+ * CODE in the journal.
+ */
 struct log_about {
 	const void *stream;
 	size_t stream_size; /* 0: about none */

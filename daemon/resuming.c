@@ -110,7 +110,7 @@ static void give_up(struct server *server, struct stream *stream, struct saved *
 {
 	struct log_about about = { stream->id, stream->id_size, refusal_name(REFUSED_STATE_DAMAGED) };
 
-	log_about(LOG_LEVEL_ERROR, &about, "stream cannot be resumed: %s", why);
+	log_about(LOG_LEVEL_ERROR, &about, "cannot be resumed: %s", why);
 	server->state_stats.damaged++;
 	free(saved->damage);
 	saved->damage = strdup(why);

@@ -12,7 +12,6 @@
 #include <string.h>
 
 #include "daemon/server.h"
-#include "protocol/streamid.h"
 
 #define EVICTION_SCAN 64 /* least recently used streams looked at for one that can go */
 #define NAMED_MAX 20     /* streams that could not be saved */
@@ -297,14 +296,12 @@ void saving_give_up(struct server *server)
 	while (server->store && (entry = table_next(&server->streams, entry))) {
 		struct stream *stream = list_entry(entry, struct stream, entry);
 		struct log_about about = { stream->id, stream->id_size, NULL };
-		char name[STREAMID_TEXT_MAX];
 
 		if (!stream->changed && !(stream->slot && stream->slot->use == SLOT_SAVING))
 			continue;
 		if (n++ < NAMED_MAX)
-			log_about(LOG_LEVEL_ERROR, &about,
-				  "stream %s is not saved: rows from %" PRIu64 " on must come again",
-				  streamid_format(stream->id, stream->id_size, name), states_durable(server, stream));
+			log_about(LOG_LEVEL_ERROR, &about, "not saved: rows from %" PRIu64 " on must come again",
+				  states_durable(server, stream));
 	}
 	if (n > NAMED_MAX)
 		log_error("%zu more streams are not saved", n - NAMED_MAX);

@@ -9,6 +9,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "daemon/log.h"
+
 #define SD_JOURNAL_SUPPRESS_LOCATION
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-journal.h>
@@ -55,7 +57,7 @@ static struct iovec field(char *buffer, size_t size, const char *name, const cha
 
 void systemd_log(int priority, const char *text, const char *stream, const char *code)
 {
-	char message[1200], number[16], about[600], why[64];
+	char message[LOG_TEXT_MAX + sizeof "MESSAGE="], number[16], about[600], why[64];
 	struct iovec fields[5];
 	int n = 0;
 

@@ -1,4 +1,5 @@
 """Whatever a client may say wrong is refused by name and changes nothing: the stream goes on as if it had not been."""
+import re
 import shutil
 import socket
 import tempfile
@@ -58,6 +59,16 @@ def lane(shared_daemons):
         address = f"ipc://{folder}/pub"
         daemon = shared_daemons(CASE, window=WINDOW, **{"sockets.subscribe": address})
         yield daemon, Publisher(daemon, address, bind=False), Subscriber(daemon, b"sub ")
+
+
+def test_log_says_when_and_to_which_stream(daemons):
+    peer = Peer(daemons(CASE, window=WINDOW, **{"log.level": "info"}))
+    for stream in "narrow stream", "0xff00":
+        id = stream.encode() if " " in stream else b"\xff\0"
+        peer.frames(id, *BAD["a column too few"][1])
+        peer.refusal(id, "bad_shape")
+        line = r"^<6>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z stream " + stream + r": refused \(bad_shape\): "
+        assert re.search(line, peer.daemon.log(), re.MULTILINE), peer.daemon.log()
 
 
 @pytest.mark.parametrize("stream", [b"", b"x" * 256, b"x" * 100000], ids=["empty", "256 bytes", "100000 bytes"])

@@ -374,7 +374,7 @@ def test_the_end_while_the_disk_hangs(daemon, faults, rows):
     assert daemon.wait() == 1
     errors = "\n".join(errors_logged(daemon))
     assert "could be published and saved within 0.5 s" in errors and "the disk does not answer" in errors
-    assert "stream unsaved is not saved: rows from 20 on" in errors and "stream saved" not in errors
+    assert "stream unsaved: not saved: rows from 20 on" in errors and "stream saved" not in errors
     faults.heal()
     daemon.start()
     peer = Peer(daemon)
@@ -393,7 +393,7 @@ def test_the_end_with_many_streams_unsaved(daemon, faults, rows):
     daemon.terminate()
     assert daemon.wait() == 1
     errors = errors_logged(daemon)
-    assert sum("is not saved: rows from 0 on" in line for line in errors) == 20
+    assert sum(": not saved: rows from 0 on" in line for line in errors) == 20
     assert sum("5 more streams are not saved" in line for line in errors) == 1
 
 
