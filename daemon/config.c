@@ -128,36 +128,52 @@ const struct key config_keys[] = {
 #define N_KEYS (sizeof config_keys / sizeof config_keys[0])
 const size_t config_n_keys = N_KEYS;
 
-/* Where a value stands, for errors: "etc/mamba2d.yaml:3:9" or "-s window". */
+#define PLACE_MAX 300 /* bytes of a place as text: a longer path is cut */
+
+/* Where a value stands, for errors. */
 struct place {
 	const char *file; /* NULL: on the command line */
 	const char *name; /* the key; may be NULL */
 	yaml_mark_t mark;
 };
 
+/* As errors begin: "etc/mamba2d.yaml:3:9: " or "-s ". */
+static const char *place_text(const struct place *place, char text[PLACE_MAX])
+{
+	if (place->file)
+		snprintf(text, PLACE_MAX, "%s:%zu:%zu: ", place->file, place->mark.line + 1, place->mark.column + 1);
+	else
+		snprintf(text, PLACE_MAX, "-s ");
+	return text;
+}
+
 static int bad(const struct place *place, struct error *err, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
 static int bad(const struct place *place, struct error *err, const char *format, ...)
 {
-	char text[256];
+	char text[256], where[PLACE_MAX];
 	va_list args;
 
 	va_start(args, format);
 	vsnprintf(text, sizeof text, format, args);
 	va_end(args);
-	if (!place->file)
-		return error_set(err, ERR_ARGUMENT, "-s %s: %s", place->name ? place->name : "", text);
-	return error_set(err, ERR_ARGUMENT, "%s:%zu:%zu: %s%s%s", place->file, place->mark.line + 1,
-			 place->mark.column + 1, place->name ? place->name : "", place->name ? ": " : "", text);
+	return error_set(err, ERR_ARGUMENT, "%s%s%s%s", place_text(place, where), place->name ? place->name : "",
+			 place->name ? ": " : "", text);
+}
+
+/* The key with this name [length]. */
+static const struct key *key_named(const char *name, size_t length)
+{
+	for (size_t i = 0; i < N_KEYS; i++)
+		if (strlen(config_keys[i].name) == length && !memcmp(config_keys[i].name, name, length))
+			return &config_keys[i];
+	return NULL;
 }
 
 static const struct key *key_find(const char *name)
 {
-	for (size_t i = 0; i < N_KEYS; i++)
-		if (!strcmp(config_keys[i].name, name))
-			return &config_keys[i];
-	return NULL;
+	return key_named(name, strlen(name));
 }
 
 /* Is there a key "section.*"? */
@@ -281,15 +297,26 @@ static int set_scalar(const struct key *key, void *field, const char *text, cons
 	return 0;
 }
 
+/* The key's value now stands here. */
+static int note_place(struct config *config, const struct key *key, const struct place *place, struct error *err)
+{
+	char text[PLACE_MAX];
+
+	return set_string(&config->places[key - config_keys], place_text(place, text), err);
+}
+
 /* Set a key from a YAML node: a scalar, or for a list also a sequence of scalars. */
 static int set_node(struct config *config, const struct key *key, yaml_document_t *document, yaml_node_t *node,
 		    struct place *place, struct error *err)
 {
 	void *field = (char *)config + key->offset;
-	int rc = 0;
+	int rc;
 
 	place->name = key->name;
 	place->mark = node->start_mark;
+	rc = note_place(config, key, place, err);
+	if (rc)
+		return rc;
 	if (key->kind == KIND_STRINGS)
 		string_list_clear(field);
 	if (node->type == YAML_SCALAR_NODE)
@@ -436,8 +463,10 @@ static int override(struct config *config, const char *assignment, struct error 
 	key = key_find(name);
 	if (!key)
 		return bad(&place, err, "unknown key (--print-config lists all)");
-	if (key->kind == KIND_STRING) /* a path: taken as it is */
-		return set_string((char **)(void *)((char *)config + key->offset), equals + 1, err);
+	if (key->kind == KIND_STRING) { /* a path: taken as it is */
+		rc = set_string((char **)(void *)((char *)config + key->offset), equals + 1, err);
+		return rc ? rc : note_place(config, key, &place, err);
+	}
 	if (!yaml_parser_initialize(&parser))
 		return error_memory(err, "YAML parser");
 	yaml_parser_set_input_string(&parser, (const unsigned char *)equals + 1, strlen(equals + 1));
@@ -453,9 +482,19 @@ static int override(struct config *config, const char *assignment, struct error 
 	return rc;
 }
 
+static void forget_places(struct config *config)
+{
+	for (size_t i = 0; config->places && i < N_KEYS; i++) {
+		free(config->places[i]);
+		config->places[i] = NULL;
+	}
+}
+
 static int set_defaults(struct config *config, struct error *err)
 {
-	*config = (struct config){ .model = NULL };
+	*config = (struct config){ .places = calloc(N_KEYS, sizeof *config->places) };
+	if (!config->places)
+		return error_memory(err, "configuration");
 	for (size_t i = 0; i < N_KEYS; i++) {
 		char assignment[256];
 		int rc;
@@ -465,6 +504,7 @@ static int set_defaults(struct config *config, struct error *err)
 		if (rc)
 			return rc;
 	}
+	forget_places(config);
 	return 0;
 }
 
@@ -490,7 +530,20 @@ void config_free(struct config *config)
 			string_list_clear(field);
 	}
 	free(config->output.outputs);
+	forget_places(config);
+	free(config->places);
 	*config = (struct config){ .model = NULL };
+}
+
+void config_locate(const struct config *config, struct error *err)
+{
+	const struct key *key = key_named(err->text, strcspn(err->text, ": "));
+	char text[sizeof err->text];
+
+	if (!key || !config->places || !config->places[key - config_keys])
+		return;
+	memcpy(text, err->text, sizeof text);
+	snprintf(err->text, sizeof err->text, "%s%s", config->places[key - config_keys], text);
 }
 
 int config_check(const struct config *config, struct error *err)
@@ -545,4 +598,19 @@ int config_suits(const struct config *config, const struct model *model, struct 
 					 config->output.outputs[i], model->shape.num_layers - 1,
 					 model->shape.num_layers);
 	return 0;
+}
+
+int config_open_model(const struct config *config, struct model **ret_model, struct error *err)
+{
+	struct error why;
+	int rc = model_open(config->model, ret_model, &why);
+
+	if (rc)
+		return error_set(err, rc, "model: %.*s", (int)(sizeof why.text - sizeof "model: "), why.text);
+	rc = config_suits(config, *ret_model, err);
+	if (rc) {
+		model_free(*ret_model);
+		*ret_model = NULL;
+	}
+	return rc;
 }

@@ -66,6 +66,8 @@ struct config {
 		char *listen; /* HOST:PORT; empty: nowhere */
 	} metrics;
 	double shutdown_timeout; /* seconds */
+
+	char **places; /* of each key, where its value stands, as errors begin; NULL: by default */
 };
 
 /* Where a configuration comes from, so that it can be read again: files, then what overrides them. */
@@ -88,8 +90,14 @@ void config_free(struct config *config);
 int config_check(const struct config *config, struct error *err);
 int config_finish(struct config *config, struct error *err);
 
+/* Put where the value stands before an error that begins with a key's name, as those of the checks below do. */
+void config_locate(const struct config *config, struct error *err);
+
 /* Check what concerns the model. */
 int config_suits(const struct config *config, const struct model *model, struct error *err);
+
+/* Open the checkpoint, and check that the configuration suits it.  Free with model_free. */
+int config_open_model(const struct config *config, struct model **ret_model, struct error *err);
 
 /* Write all keys as a YAML file with a comment on each: its meaning, its unit, if it is live, and its default. */
 void config_print(const struct config *config, FILE *file);

@@ -33,9 +33,9 @@ static int open_model(struct server *server, struct error *err)
 {
 	const struct config *config = server->config;
 	const uint64_t start = clock_ns();
-	int rc = model_open(config->model, &server->model, err);
+	int rc = config_open_model(config, &server->model, err);
 
-	if (rc || (rc = config_suits(config, server->model, err)) || (rc = lanes_open(server, err)))
+	if (rc || (rc = lanes_open(server, err)))
 		return rc;
 	log_info("model %s: %zu layers, hidden_size %zu, fingerprint %s", config->model,
 		 server->model->shape.num_layers, server->model->shape.hidden_size, server->model->fingerprint);

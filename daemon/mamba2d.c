@@ -80,15 +80,13 @@ static int check(const struct config *config, struct error *err)
 		return rc;
 	rights_free(rights);
 	explicit_bzero(&pair, sizeof pair);
-	rc = model_open(config->model, &model, err);
+	rc = config_open_model(config, &model, err);
 	if (rc)
 		return rc;
-	rc = config_suits(config, model, err);
-	if (!rc)
-		printf("configuration and checkpoint are good: %s, %zu layers, hidden_size %zu\n", config->model,
-		       model->shape.num_layers, model->shape.hidden_size);
+	printf("configuration and checkpoint are good: %s, %zu layers, hidden_size %zu\n", config->model,
+	       model->shape.num_layers, model->shape.hidden_size);
 	model_free(model);
-	return rc;
+	return 0;
 }
 
 /* Each peer takes a descriptor: as many as the process may ask for. */
@@ -147,8 +145,10 @@ int main(int argc, char **argv)
 
 	if (!rc && mode != MODE_LEAVE)
 		rc = run(mode, &config, &source, &err);
-	if (rc)
+	if (rc) {
+		config_locate(&config, &err);
 		log_error("%s", err.text);
+	}
 	config_free(&config);
 	string_list_clear(&source.files);
 	string_list_clear(&source.overrides);

@@ -85,6 +85,8 @@ static int reload_quietly(struct server *server, struct config_change changes[CO
 			changes[n++] = (struct config_change){ "security.authorized_keys", true };
 		rc = take_over(server, &fresh, err);
 	}
+	if (rc)
+		config_locate(&fresh, err);
 	config_free(&fresh);
 	if (rc) {
 		rights_free(rights);

@@ -107,6 +107,13 @@ BAD_FILES = {
     "not YAML": ("window: 8\n  model: x\n", 2, 8, ""),
     "not closed": ("output: {dtype: float32\n", 2, 1, ""),
     "two documents": ("window: 8\n---\nwindow: 9\n", 2, 1, ""),
+    "metrics without a host": ("metrics: {listen: 9464}\n", 1, 19, "HOST:PORT"),
+    "an address without a port": ("sockets:\n  ingest: [tcp://127.0.0.1]\n", 2, 11, "a port"),
+    "open to the world": ("sockets: {publish: tcp://0.0.0.0:5702}\n", 1, 20, "security.secret_key"),
+    "less than a window": ("window: 8\nlimits: {batch_rows: 3}\n", 2, 22, "window of 8"),
+    "a layer twice": ("output: {layers: [1, 1]}\n", 1, 18, "twice"),
+    "a layer that the model lacks": ("output:\n  layers: [2]\n", 2, 11, "the model has 2 layers"),
+    "a key file that is not there": ("security: {secret_key: /no/key,\n  authorized_keys: /no}\n", 1, 24, "/no/key"),
 }
 
 
@@ -140,7 +147,9 @@ def test_check_opens_the_checkpoint(config, tmp_path):
     assert missing.returncode != 0 and "config.json" in missing.stderr
     assert mamba2d("--check").returncode != 0, "a model is needed"
     beyond = mamba2d("-s", f"model={MODEL}", "-s", "output.layers=[99]", "--check")
-    assert beyond.returncode != 0 and "99" in beyond.stderr
+    assert beyond.returncode != 0 and "-s output.layers: 99, expected" in beyond.stderr
+    path = config(f"window: 8\nmodel: {tmp_path}/no\n")
+    assert f"{path}:2:8: model: {tmp_path}/no/config.json: No such file" in mamba2d("-c", path, "--check").stderr
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
