@@ -3,6 +3,7 @@
  * of whole windows, as many as a batch takes, and the unfinished window at the end.
  */
 #include <getopt.h>
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -151,8 +152,12 @@ static int start(struct encoding *e, struct slot *slot, struct error *err)
 			return error_set(err, mistake.code, "%s: from row %zu on: %s", e->arguments->in, e->read,
 					 mistake.text);
 	} else if (!dtype_widen(in->dtype, src, rows * hidden_size, slot->rows)) {
-		return error_set(err, ERR_FORMAT, "%s: a value in rows %zu to %zu is not finite", e->arguments->in,
-				 e->read, e->read + rows - 1);
+		size_t i = 0;
+
+		while (isfinite(slot->rows[i]))
+			i++;
+		return error_set(err, ERR_FORMAT, "%s: row %zu, column %zu is not finite", e->arguments->in,
+				 e->read + i / hidden_size, i % hidden_size);
 	}
 	slot->segment.rows = rows;
 	e->read += rows;

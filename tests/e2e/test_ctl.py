@@ -89,8 +89,12 @@ def test_encode_refuses_what_it_cannot_read_and_leaves_no_file(golden, npy, tmp_
     for path in bad:
         assert path.name in ctl("encode", "--model", want.folder, path, out, status=1).stderr
         assert not out.exists()
-    told = ctl("encode", "--model", want.folder, npy(np.array([want.vocab_size]), "tokens.npy"), out, status=1).stderr
-    assert "token" in told and "tokens.npy" in told
+    for path, words in [
+            (npy(np.array([want.vocab_size]), "tokens.npy"), "token"), (tmp_path / "nan.npy", "row 40, column 3 "),
+            (npy(want.rows.astype(">f4"), "big.npy"), "dtype '>f4', expected '<f4'"),
+            (npy(want.rows.astype(float), "wide.npy"), "astype"), (tmp_path / "fortran.npy", "ascontiguousarray")]:
+        told = ctl("encode", "--model", want.folder, path, out, status=1).stderr
+        assert path.name in told and words in told
     assert not out.exists()
     ctl("encode", "--model", tmp_path, npy(want.rows), out, status=1)
     ctl("encode", "--model", want.folder, npy(want.rows), tmp_path / "no" / "out.npy", status=1)
