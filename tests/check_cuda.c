@@ -526,7 +526,7 @@ END_TEST
 
 static void check_dtypes(const struct model *model, size_t window)
 {
-	const size_t n = 3 * window + window / 3, each[] = { 1, window, window + 7 };
+	const size_t n = 3 * window + window / 3, each[] = { 1, window, window + 7, (n + 1) / 2 };
 	const struct device_options options = {
 		.precision = PRECISION_BFLOAT16, .window = window, .max_rows = 4 * window, .outputs = final_output,
 		.n_outputs = 1, .cache_bytes = CACHE_BYTES
