@@ -128,7 +128,7 @@ const struct key config_keys[] = {
 #define N_KEYS (sizeof config_keys / sizeof config_keys[0])
 const size_t config_n_keys = N_KEYS;
 
-#define PLACE_MAX 300 /* bytes of a place as text: a longer path is cut */
+#define PLACE_MAX 256 /* bytes of a place as text; a longer path is cut */
 
 /* Where a value stands, for errors. */
 struct place {
@@ -141,7 +141,7 @@ struct place {
 static const char *place_text(const struct place *place, char text[PLACE_MAX])
 {
 	if (place->file)
-		snprintf(text, PLACE_MAX, "%s:%zu:%zu: ", place->file, place->mark.line + 1, place->mark.column + 1);
+		snprintf(text, PLACE_MAX, "%.200s:%zu:%zu: ", place->file, place->mark.line + 1, place->mark.column + 1);
 	else
 		snprintf(text, PLACE_MAX, "-s ");
 	return text;
