@@ -3,7 +3,6 @@
  * of whole windows, as many as a batch takes, and the unfinished window at the end.
  */
 #include <getopt.h>
-#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -152,10 +151,8 @@ static int start(struct encoding *e, struct slot *slot, struct error *err)
 			return error_set(err, mistake.code, "%s: from row %zu on: %s", e->arguments->in, e->read,
 					 mistake.text);
 	} else if (!dtype_widen(in->dtype, src, rows * hidden_size, slot->rows)) {
-		size_t i = 0;
+		size_t i = dtype_finite(slot->rows, rows * hidden_size);
 
-		while (isfinite(slot->rows[i]))
-			i++;
 		return error_set(err, ERR_FORMAT, "%s: row %zu, column %zu is not finite", e->arguments->in,
 				 e->read + i / hidden_size, i % hidden_size);
 	}

@@ -5,7 +5,6 @@
  * checked on the way; only when all is well do the counts move.
  */
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 
 #include "daemon/arrival.h"
@@ -15,13 +14,11 @@
 static int refuse_row(const struct server *server, const struct arrival *arrival, uint64_t row, const void *src,
 		      struct error *err)
 {
-	size_t column = 0;
+	const size_t hidden_size = server->model->shape.hidden_size;
 
-	dtype_widen(arrival->message.dtype, src, server->model->shape.hidden_size, server->scratch);
-	while (isfinite(server->scratch[column]))
-		column++;
+	dtype_widen(arrival->message.dtype, src, hidden_size, server->scratch);
 	return error_set(err, REFUSED_NON_FINITE, "row %" PRIu64 ", column %zu of the message is not finite", row,
-			 column);
+			 dtype_finite(server->scratch, hidden_size));
 }
 
 /*

@@ -48,6 +48,9 @@ size_t dtype_copy_rows(enum dtype dtype, const void *src, size_t n, size_t colum
  */
 bool dtype_widen(enum dtype dtype, const void *src, size_t n, float *dst);
 
+/* How many of the n numbers stand before the first that is not finite. */
+size_t dtype_finite(const float *values, size_t n);
+
 /* Round n float32 to a float dtype, to nearest even.  dst needs no alignment and must not overlap src. */
 void dtype_narrow(enum dtype dtype, const float *src, size_t n, void *dst);
 

@@ -7,6 +7,7 @@
 #include "model/dtype.h"
 
 #include <assert.h>
+#include <math.h>
 #ifdef __x86_64__
 #include <emmintrin.h>
 #endif
@@ -364,6 +365,15 @@ bool dtype_widen(enum dtype dtype, const void *src, size_t n, float *dst)
 {
 	assert(dtype_is_float(dtype));
 	return best_path()->widen(dtype, dtype_size(dtype), src, n, (char *)dst);
+}
+
+size_t dtype_finite(const float *values, size_t n)
+{
+	size_t i = 0;
+
+	while (i < n && isfinite(values[i]))
+		i++;
+	return i;
 }
 
 void dtype_narrow(enum dtype dtype, const float *src, size_t n, void *dst)

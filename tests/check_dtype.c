@@ -225,12 +225,14 @@ START_TEST(one_non_finite_number_is_found)
 
 				memset(buffer, 0, sizeof buffer);
 				ck_assert(paths[_i]->widen(dtype, size, buffer, n, (char *)widened));
+				ck_assert_uint_eq(dtype_finite(widened, n), n);
 				ck_assert_uint_eq(paths[_i]->copy_rows(dtype, size, buffer, 1, n, (char *)widened, 0),
 						  1);
 				memcpy(buffer + size * at, size == 4 ? (void *)&infinity :
 				       (const void *)&bad16[dtype == DTYPE_BFLOAT16], size);
 				ck_assert(!paths[_i]->widen(dtype, size, buffer, n, (char *)widened));
 				ck_assert(isinf(widened[at]));
+				ck_assert_uint_eq(dtype_finite(widened, n), at);
 				ck_assert_uint_eq(paths[_i]->copy_rows(dtype, size, buffer, 1, n, (char *)widened, 0),
 						  0);
 				ck_assert(!memcmp(widened, buffer, size * n));
