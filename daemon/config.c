@@ -14,8 +14,6 @@
 
 #include "daemon/config_key.h"
 #include "daemon/generations.h"
-#include "daemon/http.h"
-#include "daemon/security.h"
 
 static const struct choice precisions[] = {
 	{ "auto", PRECISION_AUTO }, { "float32", PRECISION_FLOAT32 }, { "bfloat16", PRECISION_BFLOAT16 }, { NULL, 0 }
@@ -33,8 +31,7 @@ static const struct choice levels[] = {
 	{ "info", LOG_LEVEL_INFO }, { "debug", LOG_LEVEL_DEBUG }, { NULL, 0 }
 };
 
-/* A layer number, or -1 (OUTPUT_FINAL) for "final", or -2. */
-static int layer_number(const char *text)
+int config_layer(const char *text)
 {
 	char *end;
 	long layer = strtol(text, &end, 10);
@@ -46,7 +43,7 @@ static int layer_number(const char *text)
 
 static bool layer_valid(const char *text)
 {
-	return layer_number(text) != -2;
+	return config_layer(text) != -2;
 }
 
 #define AT(field) offsetof(struct config, field)
@@ -302,6 +299,8 @@ static int note_place(struct config *config, const struct key *key, const struct
 {
 	char text[PLACE_MAX];
 
+	if (!config->places) /* a default */
+		return 0;
 	return set_string(&config->places[key - config_keys], place_text(place, text), err);
 }
 
@@ -482,19 +481,9 @@ static int override(struct config *config, const char *assignment, struct error 
 	return rc;
 }
 
-static void forget_places(struct config *config)
-{
-	for (size_t i = 0; config->places && i < N_KEYS; i++) {
-		free(config->places[i]);
-		config->places[i] = NULL;
-	}
-}
-
 static int set_defaults(struct config *config, struct error *err)
 {
-	*config = (struct config){ .places = calloc(N_KEYS, sizeof *config->places) };
-	if (!config->places)
-		return error_memory(err, "configuration");
+	*config = (struct config){ .model = NULL };
 	for (size_t i = 0; i < N_KEYS; i++) {
 		char assignment[256];
 		int rc;
@@ -504,8 +493,8 @@ static int set_defaults(struct config *config, struct error *err)
 		if (rc)
 			return rc;
 	}
-	forget_places(config);
-	return 0;
+	config->places = calloc(N_KEYS, sizeof *config->places);
+	return config->places ? 0 : error_memory(err, "configuration");
 }
 
 int config_load(struct config *config, const struct config_source *source, struct error *err)
@@ -528,10 +517,11 @@ void config_free(struct config *config)
 			free(*(char **)field);
 		else if (config_keys[i].kind == KIND_STRINGS)
 			string_list_clear(field);
+		if (config->places)
+			free(config->places[i]);
 	}
-	free(config->output.outputs);
-	forget_places(config);
 	free(config->places);
+	free(config->output.outputs);
 	*config = (struct config){ .model = NULL };
 }
 
@@ -544,73 +534,4 @@ void config_locate(const struct config *config, struct error *err)
 		return;
 	memcpy(text, err->text, sizeof text);
 	snprintf(err->text, sizeof err->text, "%s%s", config->places[key - config_keys], text);
-}
-
-int config_check(const struct config *config, struct error *err)
-{
-	if (!config->model[0])
-		return error_set(err, ERR_ARGUMENT, "model: expected the folder of a checkpoint (-s model=DIR)");
-	if (!config->device.n)
-		return error_set(err, ERR_ARGUMENT, "device: expected auto, cpu, cuda or cuda:N, or several of them");
-	if (!config->sockets.ingest.n && !config->sockets.subscribe.n)
-		return error_set(err, ERR_ARGUMENT,
-				 "sockets.ingest and sockets.subscribe: expected an address for one of them");
-	if (config->limits.batch_rows && config->limits.batch_rows < config->window)
-		return error_set(err, ERR_ARGUMENT, "limits.batch_rows: %" PRIu64 " is less than a window of %" PRIu64,
-				 config->limits.batch_rows, config->window);
-	if (config->limits.credit_rows < config->window)
-		return error_set(err, ERR_ARGUMENT, "limits.credit_rows: %" PRIu64 " is less than a window of %" PRIu64,
-				 config->limits.credit_rows, config->window);
-	if (!config->output.layers.n)
-		return error_set(err, ERR_ARGUMENT, "output.layers: expected at least one of final and layer numbers");
-	if (config->metrics.listen[0] && http_check(config->metrics.listen, err))
-		return err->code;
-	return security_check(config, err);
-}
-
-int config_finish(struct config *config, struct error *err)
-{
-	struct string_list *layers = &config->output.layers;
-
-	if (config_check(config, err))
-		return err->code;
-	free(config->output.outputs);
-	config->output.outputs = calloc(layers->n, sizeof *config->output.outputs);
-	if (!config->output.outputs)
-		return error_memory(err, "configuration");
-	config->output.n_outputs = layers->n;
-	for (size_t i = 0; i < layers->n; i++) {
-		config->output.outputs[i] = layer_number(layers->item[i]);
-		for (size_t j = 0; j < i; j++)
-			if (config->output.outputs[i] == config->output.outputs[j])
-				return error_set(err, ERR_ARGUMENT, "output.layers: %s stands there twice",
-						 layers->item[i]);
-	}
-	return 0;
-}
-
-int config_suits(const struct config *config, const struct model *model, struct error *err)
-{
-	for (size_t i = 0; i < config->output.n_outputs; i++)
-		if (config->output.outputs[i] >= (int)model->shape.num_layers)
-			return error_set(err, ERR_ARGUMENT,
-					 "output.layers: %d, expected final or 0 to %zu: the model has %zu layers",
-					 config->output.outputs[i], model->shape.num_layers - 1,
-					 model->shape.num_layers);
-	return 0;
-}
-
-int config_open_model(const struct config *config, struct model **ret_model, struct error *err)
-{
-	struct error why;
-	int rc = model_open(config->model, ret_model, &why);
-
-	if (rc)
-		return error_set(err, rc, "model: %.*s", (int)(sizeof why.text - sizeof "model: "), why.text);
-	rc = config_suits(config, *ret_model, err);
-	if (rc) {
-		model_free(*ret_model);
-		*ret_model = NULL;
-	}
-	return rc;
 }

@@ -1,5 +1,5 @@
 /*
- * The table of configuration keys, for those who walk it: config.c, which reads, config_print.c and config_live.c.
+ * The table of configuration keys, for those who walk it: config.c, which reads, config_print.c and config_live.c; and what they share.
  */
 #ifndef DAEMON_CONFIG_KEY_H
 #define DAEMON_CONFIG_KEY_H
@@ -30,5 +30,8 @@ struct key {
 
 extern const struct key config_keys[];
 extern const size_t config_n_keys;
+
+/* A layer number, or -1 (OUTPUT_FINAL) for "final", or -2. */
+int config_layer(const char *text);
 
 #endif
