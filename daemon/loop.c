@@ -28,21 +28,31 @@
 
 /* --- building and taking down --- */
 
-/* The checkpoint, and devices that are warm with it. */
 static int open_model(struct server *server, struct error *err)
 {
 	const struct config *config = server->config;
-	const uint64_t start = clock_ns();
 	int rc = config_open_model(config, &server->model, err);
 
-	if (rc || (rc = lanes_open(server, err)))
+	if (rc)
 		return rc;
 	log_info("model %s: %zu layers, hidden_size %zu, fingerprint %s", config->model,
 		 server->model->shape.num_layers, server->model->shape.hidden_size, server->model->fingerprint);
-	log_info("%zu x device %s, window %" PRIu64 ", batches of up to %zu rows, ready in %.2f s", server->n_lanes,
-		 server->lanes[0].device->description, config->window, lanes_batch_rows(server),
+	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
+	return server->scratch ? 0 : error_memory(err, "a row");
+}
+
+/* Devices that are warm, and their memory. */
+static int open_devices(struct server *server, struct error *err)
+{
+	const uint64_t start = clock_ns();
+	int rc = lanes_open(server, err);
+
+	if (rc)
+		return rc;
+	log_info("%zu x device %s, window %" PRIu64 ", batches of up to %zu rows, warm in %.2f s", server->n_lanes,
+		 server->lanes[0].device->description, server->config->window, lanes_batch_rows(server),
 		 (double)(clock_ns() - start) / 1e9);
-	return 0;
+	return blocks_open(server, err);
 }
 
 static int open_socket(struct server *server, enum endpoint_kind kind, const char *name,
@@ -71,15 +81,11 @@ static int open_socket(struct server *server, enum endpoint_kind kind, const cha
 	return rc;
 }
 
+/* The sockets that may be there before the devices are warm. */
 static int open_sockets(struct server *server, struct error *err)
 {
 	const struct config *config = server->config;
 	const struct shape *shape = &server->model->shape;
-	struct endpoint_options ingest = {
-		/* up to here ingest refuses what is too much, and says so; a larger frame ends its connection */
-		.message_bytes = 2 * config->limits.message_bytes + MESSAGE_HEADER_MAX,
-		.send_high_water = INGEST_HIGH_WATER, .receive_high_water = INGEST_HIGH_WATER
-	};
 	struct endpoint_options publish = {
 		.message_bytes = CONTROL_BYTES, .send_high_water = PUBLISH_HIGH_WATER, .receive_high_water = 1024
 	};
@@ -102,7 +108,21 @@ static int open_sockets(struct server *server, struct error *err)
 	if (!rc)
 		rc = open_socket(server, ENDPOINT_CONTROL, "control", &config->sockets.control, &control,
 				 &server->control, err);
-	if (!rc && config->sockets.subscribe.n)
+	return rc;
+}
+
+/* The sockets that rows come by: a daemon that fails before it is ready takes none. */
+static int open_intake(struct server *server, struct error *err)
+{
+	const struct config *config = server->config;
+	struct endpoint_options ingest = {
+		/* up to here ingest refuses what is too much, and says so; a larger frame ends its connection */
+		.message_bytes = 2 * config->limits.message_bytes + MESSAGE_HEADER_MAX,
+		.send_high_water = INGEST_HIGH_WATER, .receive_high_water = INGEST_HIGH_WATER
+	};
+	int rc = 0;
+
+	if (config->sockets.subscribe.n)
 		rc = open_socket(server, ENDPOINT_SUBSCRIBE, "subscribe", &config->sockets.subscribe, &ingest,
 				 &server->subscribe, err);
 	if (!rc && config->sockets.ingest.n)
@@ -151,13 +171,11 @@ int server_open(struct server *server, struct config *config, const struct confi
 	if ((rc = table_init(&server->streams, err)) || (rc = table_init(&server->peers, err)) ||
 	    (rc = table_init(&server->saved, err)) || (rc = table_init(&server->waiters, err)) ||
 	    (rc = open_signals(server, err)) || (rc = service_load(&server->service, err)) ||
-	    (rc = open_model(server, err)) || (rc = blocks_open(server, err)) || (rc = states_open(server, err)))
+	    (rc = open_model(server, err)) || (rc = states_open(server, err)) || (rc = open_sockets(server, err)) ||
+	    (rc = pages_open(server, &server->http, err)) || /* what another daemon has taken is known by now */
+	    (rc = open_devices(server, err)))
 		return rc;
-	server->scratch = malloc(server->model->shape.hidden_size * sizeof *server->scratch);
-	if (!server->scratch)
-		return error_memory(err, "a row");
-	rc = open_sockets(server, err);
-	return rc ? rc : pages_open(server, &server->http, err);
+	return open_intake(server, err);
 }
 
 static void free_streams(struct server *server)

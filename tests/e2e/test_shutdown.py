@@ -1,4 +1,5 @@
 """SIGTERM and SIGINT: no more input, everything that was accepted is published, exit 0."""
+import os
 import signal
 import subprocess
 import time
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import zmq
 
-from harness import MAMBA2D, TIMEOUT, Peer, Receiver, Subscriber, data_frames, pack, same_bytes, settings_arguments
+from harness import (Golden, MAMBA2D, TIMEOUT, Peer, Receiver, Subscriber, data_frames, pack, same_bytes,
+                     settings_arguments)
 
 CASE, WINDOW = "eight-groups", 16
 
@@ -130,5 +132,16 @@ def test_a_second_daemon_leaves_the_sockets_of_the_first_alone(daemons, rows, sh
     second = subprocess.run([MAMBA2D, *settings_arguments(settings)], capture_output=True, text=True, timeout=60)
     assert second.returncode == 1
     assert f"cannot bind to {daemon.settings[f'sockets.{shared}']}: another process listens there" in second.stderr
+    if shared != "ingest":  # which is opened last: who is not ready takes no rows
+        assert "warm in" not in second.stderr, "it has gone before it takes a device's memory and time"
     assert daemon.ask("status")["ok"]
     assert len(Peer(daemon).encode(rows)) == len(rows)
+
+
+def test_a_daemon_that_does_not_get_ready_takes_no_rows(short_path):
+    """They stay with their sender, for the next one that starts."""
+    settings = {"model": Golden(CASE).folder, "device": "cuda:99", "metrics.listen": "",
+                **{f"sockets.{name}": f"ipc://{short_path}/{name}" for name in ("ingest", "publish", "control")}}
+    daemon = subprocess.run([MAMBA2D, *settings_arguments(settings)], capture_output=True, text=True, timeout=60)
+    assert daemon.returncode == 1 and "device cuda" in daemon.stderr
+    assert os.path.exists(f"{short_path}/publish") and not os.path.exists(f"{short_path}/ingest")

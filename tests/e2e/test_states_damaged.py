@@ -209,6 +209,7 @@ def test_one_daemon_to_a_folder(daemon):
     daemon.start()
     second = subprocess.run([MAMBA2D, *settings_arguments(daemon.settings)], capture_output=True, text=True, timeout=60)
     assert second.returncode == 1 and "another daemon has it" in second.stderr
+    assert "warm in" not in second.stderr
     assert daemon.ask("status")["ok"]
 
 
