@@ -138,7 +138,8 @@ struct place {
 static const char *place_text(const struct place *place, char text[PLACE_MAX])
 {
 	if (place->file)
-		snprintf(text, PLACE_MAX, "%.200s:%zu:%zu: ", place->file, place->mark.line + 1, place->mark.column + 1);
+		snprintf(text, PLACE_MAX, "%.200s:%zu:%zu: ", place->file, place->mark.line + 1,
+			 place->mark.column + 1);
 	else
 		snprintf(text, PLACE_MAX, "-s ");
 	return text;

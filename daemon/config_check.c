@@ -1,6 +1,6 @@
 /*
- * What is wrong with a configuration although each of its keys may have the value that it has: several of them together,
- * or with the model.
+ * What is wrong with a configuration although each of its keys may have the value that it has: several of them
+ * together, or with the model.
  */
 #include "daemon/config.h"
 

@@ -1,5 +1,6 @@
 /*
- * The table of configuration keys, for those who walk it: config.c, which reads, config_print.c and config_live.c; and what they share.
+ * The table of configuration keys, for those who walk it: config.c, which reads, config_print.c and config_live.c; and
+ * what they share.
  */
 #ifndef DAEMON_CONFIG_KEY_H
 #define DAEMON_CONFIG_KEY_H

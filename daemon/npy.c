@@ -99,7 +99,8 @@ static int read_header(const char *path, const char *header, const char *data, s
 	if (!descr || !order || !read_shape(value_of(header, "'shape'"), npy))
 		return error_set(err, ERR_FORMAT, "%s: not an array of one or two dimensions", path);
 	if (!strncmp(order, "True", 4))
-		return error_set(err, ERR_FORMAT, "%s: in Fortran order, expected C order (NumPy: ascontiguousarray)", path);
+		return error_set(err, ERR_FORMAT, "%s: in Fortran order, expected C order (NumPy: ascontiguousarray)",
+				 path);
 	for (size_t i = 0; i < sizeof descrs / sizeof descrs[0]; i++)
 		if (!strncmp(descr + 1, descrs[i].descr, 3)) {
 			npy->dtype = descrs[i].dtype;
@@ -108,8 +109,8 @@ static int read_header(const char *path, const char *header, const char *data, s
 	if (!strncmp(descr + 1, "<i8", 3) && !npy->columns)
 		itemsize = 8;
 	if (!itemsize)
-		return error_set(err, ERR_FORMAT, "%s: dtype %.5s, expected '<f4' or '<f2' (NumPy: astype(\"float32\")), or "
-				 "integer token ids", path, descr);
+		return error_set(err, ERR_FORMAT, "%s: dtype %.5s, expected '<f4' or '<f2' (NumPy: "
+				 "astype(\"float32\")), or integer token ids", path, descr);
 	row_bytes = npy->columns > SIZE_MAX / itemsize ? 0 : itemsize * (npy->columns ? npy->columns : 1);
 	if (!row_bytes || npy->rows > bytes / row_bytes)
 		return error_set(err, ERR_FORMAT, "%s: truncated: %zu bytes of data are too few for its shape", path,
