@@ -16,6 +16,7 @@
 
 #define DEFAULT_INGEST "tcp://127.0.0.1:5701"
 #define TIMEOUT_MS 30000
+#define SILENT_MS 2000 /* so long nothing is said of a daemon that does not answer */
 #define ROWS_PER_MESSAGE 1024
 
 struct sending {
@@ -74,8 +75,13 @@ static int hear(struct sending *s, int timeout_ms, struct error *err)
 {
 	struct client_message message;
 	const struct message *header = &message.header;
-	int rc = client_receive(s->client, timeout_ms, &message, err);
+	const int silent_ms = !s->state.open && timeout_ms > SILENT_MS ? SILENT_MS : timeout_ms;
+	int rc = client_receive(s->client, silent_ms, &message, err);
 
+	if (rc == 0 && silent_ms < timeout_ms) {
+		fprintf(stderr, "mamba2ctl send: %s: no answer yet\n", s->address);
+		rc = client_receive(s->client, timeout_ms - silent_ms, &message, err);
+	}
 	if (rc == 0 && timeout_ms)
 		return error_set(err, ERR_SYSTEM, "%s: no answer within %d s: is it a daemon's ingest socket, and does "
 				 "it ask for keys?", s->address, timeout_ms / 1000);

@@ -152,6 +152,18 @@ def test_status_without_a_daemon(short_path):
     ctl("status", "--control", f"ipc://{short_path}/nobody", status=3)
 
 
+def test_send_before_the_daemon(daemons, golden, npy):
+    """It says that it waits, and goes on as soon as somebody answers."""
+    daemon = daemons(CASE, window=WINDOW, start=False)
+    sending = subprocess.Popen([MAMBA2CTL, "send", "--ingest", daemon.ingest, "early", npy(golden(CASE).rows)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with sending:
+        assert daemon.ingest in sending.stderr.readline()
+        daemon.start()
+        told, more = sending.communicate(timeout=60)
+    assert sending.returncode == 0 and "accepted" in told and not more, more
+
+
 @pytest.mark.native  # sanitizers want to be loaded first
 def test_send_without_a_daemon(short_path, tmp_path, monkeypatch):
     """It waits for half a minute, and here for a hundredth of that."""
