@@ -162,8 +162,9 @@ def test_streams_that_cannot_leave(daemons, rows, tmp_path):
     for i in range(slow):
         deaf.header(b"slow-%d" % i, type="open", reply=True)
         deaf.data(b"slow-%d" % i, np.resize(rows, (100, rows.shape[1])), pos=0)
-    while sum(stream["queued_rows"] > 0 for stream in daemon.ask("streams")["streams"]) < 70:
+    while daemon.ask("status")["streams"] < slow:
         time.sleep(0.01)
+    assert sum(stream["queued_rows"] > 0 for stream in daemon.ask("streams")["streams"]) >= 70
     for i in range(idle):
         peer.open(b"idle-%d" % i, reply=False)
     for i in range(idle):
