@@ -165,6 +165,7 @@ int server_open(struct server *server, struct config *config, const struct confi
 	list_init(&server->waiting);
 	list_init(&server->unmarked);
 	list_init(&server->failed_marks);
+	list_init(&server->silent);
 	server->publishers.account = &server->publishers.own;
 	server->publishers.own.unlimited = true;
 	server->itemsize = dtype_size((enum dtype)config->output.dtype);

@@ -216,12 +216,20 @@ static void retry_later(struct server *server)
 		server->retry_ms = server->now_ms + RETRY_MS;
 }
 
+/* Does it say that the stream ends? */
+static bool is_end(const struct stream *stream, const struct hidden *hidden)
+{
+	return stream->phase == STREAM_ENDING && hidden->first + hidden->end == stream->accepted;
+}
+
 void publish_hidden(struct server *server, struct stream *stream)
 {
 	list_remove(&stream->stalled);
 	while (stream->outbox) {
 		struct hidden *hidden = stream->outbox;
 
+		if (!states_let_speak(server, stream, is_end(stream, hidden)))
+			return;
 		if (!send_window(server, stream, hidden)) {
 			server->stats.stalls++;
 			retry_later(server);

@@ -130,6 +130,8 @@ struct server {
 	struct list failed_marks; /* and those where that has failed: to be tried again; both oldest first */
 	struct saved *marking; /* what the store is at, NULL: nothing, */
 	struct store_job mark; /* with this */
+	int64_t marking_ms;    /* since then */
+	struct list silent;    /* streams that wait for a mark or a removal before they say more */
 	uint64_t marks_begun;  /* in all, since the start */
 	int64_t retry_marks_ms; /* none of those that failed is tried before */
 	int64_t retry_disk_ms; /* nothing is saved before: the last attempt failed */
@@ -289,7 +291,10 @@ uint64_t lanes_stuck_ns(const struct server *server);    /* worker_stuck_ns of t
 
 /* --- publish.c --- */
 
-/* Send what is in the stream's outbox; stops early, and puts the stream on server->stalled, if its feeder is full. */
+/*
+ * Send what is in the stream's outbox; stops early, and puts the stream on server->stalled, if its feeder is full, or on
+ * server->silent, if the disk is to know something first.
+ */
 void publish_hidden(struct server *server, struct stream *stream);
 void publish_event(struct server *server, const struct stream *stream, enum message_event event, uint64_t pos,
 		   const char *text);

@@ -146,6 +146,7 @@ static void go_on_marking(struct server *server)
 			continue;
 		}
 		server->marking = saved;
+		server->marking_ms = server->now_ms;
 		server->mark = (struct store_job){
 			.task = saved->gone ? STORE_REMOVE : STORE_CLOSE,
 			.generations = saved->generations, .number = saved->number
@@ -190,6 +191,41 @@ void states_well(struct server *server, enum store_task task)
 	stats->failing = false;
 }
 
+static void speak(struct server *server, struct stream *stream)
+{
+	stream->may_speak = true;
+	stream->may_end = stream->phase == STREAM_ENDING;
+	list_remove(&stream->silent);
+	publish_hidden(server, stream);
+}
+
+/* The files with this key are marked or removed, or cannot be: the stream that waits for it, if one does, goes on. */
+static void speak_of(struct server *server, const char *key)
+{
+	for (struct link *link = list_first(&server->silent); link; link = list_next(&server->silent, link)) {
+		struct stream *stream = list_entry(link, struct stream, silent);
+
+		if (!strcmp(stream->key, key)) {
+			speak(server, stream);
+			return;
+		}
+	}
+}
+
+/* Keep no stream waiting for a disk that hangs.  Returns when to look again. */
+static int64_t look_at_silent(struct server *server)
+{
+	struct link *link;
+
+	if (list_empty(&server->silent))
+		return INT64_MAX;
+	if (server->now_ms < server->marking_ms + HANG_MS)
+		return server->marking_ms + HANG_MS;
+	while ((link = list_first(&server->silent)))
+		speak(server, list_entry(link, struct stream, silent));
+	return INT64_MAX;
+}
+
 static void mark_done(struct server *server)
 {
 	struct saved *saved = server->marking;
@@ -202,24 +238,28 @@ static void mark_done(struct server *server)
 		list_append(&server->failed_marks, &saved->unmarked);
 	} else if (saved->gone && task->task == STORE_CLOSE) { /* forgotten meanwhile */
 		list_prepend(&server->unmarked, &saved->unmarked);
+		go_on_marking(server);
+		return;
 	} else {
 		mark_well(server);
 		if (task->task == STORE_REMOVE)
 			free_saved(server, saved);
 	}
+	speak_of(server, task->key);
 	go_on_marking(server);
 }
 
 int64_t states_retry(struct server *server)
 {
+	int64_t due = look_at_silent(server);
 	struct link *link;
 
 	if (!list_empty(&server->failed_marks) && server->now_ms < server->retry_marks_ms)
-		return server->retry_marks_ms;
+		return server->retry_marks_ms < due ? server->retry_marks_ms : due;
 	while ((link = list_last(&server->failed_marks))) /* they began before those that wait */
 		list_prepend(&server->unmarked, link);
 	go_on_marking(server);
-	return INT64_MAX;
+	return due;
 }
 
 bool states_marked(struct server *server, uint64_t mark)
@@ -290,6 +330,33 @@ void states_begun(struct server *server, const struct stream *stream)
 		states_forget(server, saved);
 }
 
+static void close_saved(struct server *server, struct saved *saved)
+{
+	if (saved->closed)
+		return;
+	saved->closed = true;
+	mark(server, saved);
+}
+
+bool states_let_speak(struct server *server, struct stream *stream, bool end)
+{
+	struct saved *saved;
+
+	if (end ? stream->may_end : stream->may_speak)
+		return true;
+	saved = find(server, stream->key);
+	if (!saved || (!saved->gone && !end)) {
+		stream->may_speak = true;
+		return true;
+	}
+	if (!link_listed(&stream->silent)) {
+		list_append(&server->silent, &stream->silent);
+		if (!saved->gone)
+			close_saved(server, saved);
+	}
+	return false;
+}
+
 void states_closed(struct server *server, struct stream *stream)
 {
 	struct saved *saved = states_find(server, stream->key);
@@ -300,8 +367,7 @@ void states_closed(struct server *server, struct stream *stream)
 		states_forget(server, saved);
 		return;
 	}
-	saved->closed = true;
-	mark(server, saved);
+	close_saved(server, saved);
 }
 
 uint64_t states_durable(struct server *server, struct stream *stream)

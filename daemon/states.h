@@ -24,6 +24,7 @@ struct stream;
 struct request;
 
 #define STATE_SLOTS 3
+#define HANG_MS 1000 /* of a disk's silence: no stream waits for it any longer */
 
 /* What is remembered of a stream id that has states on disk. */
 struct saved {
@@ -125,6 +126,13 @@ void states_forget(struct server *server, struct saved *saved);
 /* A life begins: what was kept of a closed one before it is no longer needed. */
 void states_begun(struct server *server, const struct stream *stream);
 
+/*
+ * May hidden states of the stream go out, or its end?  A kill must not bring back what its peer takes for gone: so not
+ * before the states of a life that was closed are removed, and the end not before the stream is marked as closed; unless
+ * the disk fails.  If not, publish_hidden is called again then.
+ */
+bool states_let_speak(struct server *server, struct stream *stream, bool end);
+
 /* The life ended by a close: forget all states, or keep its own while its peer may lack hidden states or the end. */
 void states_closed(struct server *server, struct stream *stream);
 
@@ -136,7 +144,10 @@ int64_t states_failed(struct server *server, enum store_task task, const char ke
 		      const struct error *error);
 void states_well(struct server *server, enum store_task task);
 
-/* Try again to mark and to remove files where that has failed.  Returns when it should be called again. */
+/*
+ * Try again to mark and to remove files where that has failed; let no stream wait while the disk hangs.  Returns when it
+ * should be called again.
+ */
 int64_t states_retry(struct server *server);
 
 /* Are the first `mark` of server->marks_begun made? */

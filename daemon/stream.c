@@ -121,6 +121,7 @@ void stream_free(struct server *server, struct stream *stream)
 	list_remove(&stream->stalled);
 	list_remove(&stream->unflushed);
 	list_remove(&stream->unsaved);
+	list_remove(&stream->silent);
 	list_remove(&stream->idle);
 	list_remove(&stream->hold);
 	if (stream->slot)
@@ -227,7 +228,8 @@ void stream_install(struct server *server, struct stream *stream)
 	table_insert(&server->streams, &stream->entry);
 	if (stream->phase == STREAM_LIVE)
 		list_append(&server->idle, &stream->idle);
-	states_begun(server, stream);
+	if (!old) /* its states are that one's until it has ended */
+		states_begun(server, stream);
 	if (stream->epoch)
 		saving_note(server, stream); /* a restart must not bring the epoch before back, */
 	if (stream->has_event)

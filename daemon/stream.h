@@ -104,6 +104,7 @@ struct stream {
 	uint64_t durable;   /* the feeder was told since it opened the stream */
 	struct hidden *outbox, *last_outbox;
 	bool end_sent;
+	bool may_speak, may_end; /* as states_let_speak said */
 
 	bool has_event;     /* to be sent when this life's turn comes */
 	enum message_event event;
@@ -125,7 +126,7 @@ struct stream {
 
 	int64_t unflushed_ms; /* since when unfinished rows wait */
 	int64_t active_ms;    /* of the last message, or when it was found unable to leave */
-	struct link ready, dirty, stalled, unflushed, unsaved, idle; /* places in the server's lists */
+	struct link ready, dirty, stalled, unflushed, unsaved, silent, idle; /* places in the server's lists */
 	size_t id_size;
 	unsigned char id[MESSAGE_STREAM_MAX];
 };

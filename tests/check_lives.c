@@ -3,6 +3,7 @@
  * states are on the way, and how one life follows another when streams are rewound, reset, closed and marked.
  */
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -377,8 +378,59 @@ static bool is_awaited(char id)
 	return entry && list_entry(entry, struct stream, entry)->held.first;
 }
 
-/* All end at once, so that others are marked before its turn comes. */
-START_TEST(a_stream_that_is_back_before_its_turn_is_not_marked)
+static bool end_heard(char stream)
+{
+	struct message hidden;
+
+	while (heard(stream, MESSAGE_HIDDEN, &hidden))
+		if (hidden.end)
+			return true;
+	return false;
+}
+
+START_TEST(an_end_waits_for_its_mark)
+{
+	size_t ended = 0;
+
+	start_saved();
+	run.n_seen = 0;
+	close_all();
+	for (char stream = 'a'; stream <= 'h'; stream++) {
+		UNTIL(end_heard(stream));
+		ck_assert_uint_ge(marked_in(run.server.config->state.dir), ++ended);
+	}
+	stop();
+}
+END_TEST
+
+/* A disk that hangs keeps nobody waiting for long: with a pipe in the mark's place that nobody reads, it does. */
+START_TEST(an_end_waits_no_longer_than_a_second)
+{
+	char key[HASH_TEXT], mark[300];
+	int fd;
+
+	start_saved();
+	store_key("a", 1, key);
+	snprintf(mark, sizeof mark, "%s/%s.closed", run.server.config->state.dir, key);
+	ck_assert_int_eq(mkfifo(mark, 0600), 0);
+	run.n_seen = 0;
+	close_all();
+	for (int ms = 0; ms < HANG_MS / 2; ms++) {
+		turn();
+		ck_assert(!end_heard('a') && !end_heard('h'));
+	}
+	UNTIL(end_heard('a'));
+	UNTIL(end_heard('h'));
+	ck_assert_uint_eq(marked_in(run.server.config->state.dir), 1);
+	fd = open(mark, O_RDONLY | O_NONBLOCK);
+	ck_assert_int_ge(fd, 0);
+	UNTIL(marked_in(run.server.config->state.dir) == 8);
+	stop();
+	close(fd);
+}
+END_TEST
+
+START_TEST(a_stream_that_is_back_as_soon_as_it_has_ended_goes_on)
 {
 	start_saved();
 	run.n_seen = 0;
@@ -389,9 +441,10 @@ START_TEST(a_stream_that_is_back_before_its_turn_is_not_marked)
 	UNTIL(is_awaited('h'));
 	fake_stuck = false;
 	UNTIL(run.server.marks_begun == 8 && list_empty(&run.server.unmarked) && !run.server.marking);
-	ck_assert_uint_eq(marked_in(run.server.config->state.dir), 7);
 	say_rows('x', 'h', 9, 4);
 	hear_rows('h', 12);
+	snapshot("h");
+	ck_assert_uint_eq(marked_in(run.server.config->state.dir), 7);
 	stop();
 }
 END_TEST
@@ -418,7 +471,9 @@ int main(void)
 	tcase_add_test(cases, an_epoch_that_is_closed_before_it_is_saved_leaves_nothing);
 	tcase_add_test(cases, a_stream_begun_anew_while_it_ends_counts_no_states_as_its_own);
 	tcase_add_test(cases, streams_that_closed_are_marked_though_the_daemon_fails);
-	tcase_add_test(cases, a_stream_that_is_back_before_its_turn_is_not_marked);
+	tcase_add_test(cases, an_end_waits_for_its_mark);
+	tcase_add_test(cases, an_end_waits_no_longer_than_a_second);
+	tcase_add_test(cases, a_stream_that_is_back_as_soon_as_it_has_ended_goes_on);
 	suite_add_tcase(suite, cases);
 	return suite_run(suite);
 }

@@ -5,6 +5,7 @@ MAMBA2D_FAULTS=all tries every system call with every error; MAMBA2D_KILLS and M
 import errno
 import itertools
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -228,6 +229,37 @@ def test_a_closed_stream_that_is_opened_again_whose_mark_cannot_be_removed(daemo
     faults.heal()
     wait_until(lambda: producer.told() == 45)
     assert_kept(daemon, b"again")
+
+
+@pytest.mark.parametrize("reply", [True, False], ids=["reply", "publish"])
+def test_what_has_ended_is_gone(daemon, faults, rows, want, reply):
+    """A kill right behind the end does not bring the stream back: the end waits for a slow disk."""
+    peer = start_saved(daemon, b"gone", rows, want).peer
+    peer.open(b"gone", reply=reply)
+    faults.arm("ou", 0, FOR_GOOD, -1)
+    threading.Timer(0.3, faults.heal).start()
+    peer.data(b"gone", rows[20:45], pos=20, end=True)
+    if reply:
+        assert same_bytes(peer.hidden(b"gone", 20, 45), want[20:45])
+    else:
+        peer.ack(b"gone", done=45)
+    daemon.kill()
+    daemon.start()
+    assert Peer(daemon).open(b"gone", reply=reply).next == 0
+
+
+def test_what_was_before_a_new_beginning_is_gone(daemon, faults, rows, want):
+    """A kill right behind the first hidden states of a stream's next life does not bring back the one before."""
+    start_saved(daemon, b"anew", rows, want).close()
+    faults.arm("u", 0, FOR_GOOD, -1)
+    peer = Peer(daemon)
+    assert peer.open(b"anew", reply=True).next == 0
+    threading.Timer(0.3, faults.heal).start()
+    peer.data(b"anew", rows[:45][::-1], flush=True)
+    peer.hidden(b"anew", 0, 45)
+    daemon.kill()
+    daemon.start()
+    assert Peer(daemon).open(b"anew", **{"from": 45}).next == 0
 
 
 def test_a_mark_that_failed_is_not_of_the_next_life(daemon, faults, rows, want):
