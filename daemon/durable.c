@@ -62,7 +62,7 @@ static bool reset_done(struct server *server, const struct request *request)
 
 	if (states_going(server, request->key))
 		return false;
-	if (request->stage == RESET_REMOVING || (saved && saved->closed))
+	if (request->stage == RESET_REMOVING || (saved && states_closed_on_disk(server, saved)))
 		return true;
 	if (!saved) /* not written yet, or closed since */
 		return !stream || stream->epoch < request->epoch;

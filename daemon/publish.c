@@ -216,10 +216,10 @@ static void retry_later(struct server *server)
 		server->retry_ms = server->now_ms + RETRY_MS;
 }
 
-/* Does it say that the stream ends? */
+/* Does the feeder take this one for the end of the stream?  Without reply, it is the last ack that tells. */
 static bool is_end(const struct stream *stream, const struct hidden *hidden)
 {
-	return stream->phase == STREAM_ENDING && hidden->first + hidden->end == stream->accepted;
+	return stream->phase == STREAM_ENDING && stream->reply && hidden->first + hidden->end == stream->accepted;
 }
 
 void publish_hidden(struct server *server, struct stream *stream)
@@ -282,13 +282,21 @@ bool publish_ack(struct server *server, struct stream *stream)
 	return sent != ENDPOINT_FULL;
 }
 
+/* Is nothing left of it but to end?  Then it says so itself, when the disk knows it. */
+static bool is_over(const struct stream *stream)
+{
+	return stream->phase == STREAM_ENDING && stream->done == stream->accepted;
+}
+
 void publish_acks(struct server *server)
 {
 	struct link *link = list_first(&server->dirty), *next;
 
 	for (; link; link = next) {
+		struct stream *stream = list_entry(link, struct stream, dirty);
+
 		next = list_next(&server->dirty, link);
-		if (publish_ack(server, list_entry(link, struct stream, dirty))) {
+		if (is_over(stream) || publish_ack(server, stream)) {
 			list_remove(link);
 		} else {
 			list_append(&server->owed, link);

@@ -15,6 +15,7 @@
 
 #define EVICTION_SCAN 64 /* least recently used streams looked at for one that can go */
 #define NAMED_MAX 20     /* streams that could not be saved */
+#define HANG_MS 1000     /* without a free slot: no stream waits for one any longer */
 
 /* --- when --- */
 
@@ -178,7 +179,7 @@ void saving_copied(struct server *server, struct slot *slot)
 	stream->in_flight--;
 	if (slot->job.error.code) {
 		save_failed(server, slot, &slot->job.error);
-	} else if (!saved || saved->closed) { /* forgotten or closed meanwhile: what was told of it is on disk */
+	} else if (!saved) { /* forgotten meanwhile */
 		states_free_slot(server, slot);
 	} else {
 		generations_doom(&saved->generations, &slot->generation, server->config->state.keep, stream->reply,

@@ -159,6 +159,8 @@ static void go_on_marking(struct server *server)
 /* The stream is closed or forgotten: its files are to say so. */
 static void mark(struct server *server, struct saved *saved)
 {
+	if (link_listed(&saved->unmarked))
+		server->retry_marks_ms = 0; /* if it has failed: now there is more that waits for it */
 	if (link_listed(&saved->unmarked) || server->marking == saved)
 		return;
 	saved->mark = ++server->marks_begun;
@@ -219,8 +221,8 @@ static int64_t look_at_silent(struct server *server)
 
 	if (list_empty(&server->silent))
 		return INT64_MAX;
-	if (server->now_ms < server->marking_ms + HANG_MS)
-		return server->marking_ms + HANG_MS;
+	if (server->marking && server->now_ms < server->marking_ms + SILENT_MS)
+		return server->marking_ms + SILENT_MS;
 	while ((link = list_first(&server->silent)))
 		speak(server, list_entry(link, struct stream, silent));
 	return INT64_MAX;
@@ -251,15 +253,20 @@ static void mark_done(struct server *server)
 
 int64_t states_retry(struct server *server)
 {
-	int64_t due = look_at_silent(server);
+	const bool later = !list_empty(&server->failed_marks) && server->now_ms < server->retry_marks_ms;
 	struct link *link;
+	int64_t silent_ms;
 
-	if (!list_empty(&server->failed_marks) && server->now_ms < server->retry_marks_ms)
-		return server->retry_marks_ms < due ? server->retry_marks_ms : due;
-	while ((link = list_last(&server->failed_marks))) /* they began before those that wait */
+	while (!later && (link = list_last(&server->failed_marks))) /* they began before those that wait */
 		list_prepend(&server->unmarked, link);
 	go_on_marking(server);
-	return due;
+	silent_ms = look_at_silent(server);
+	return later && server->retry_marks_ms < silent_ms ? server->retry_marks_ms : silent_ms;
+}
+
+bool states_closed_on_disk(const struct server *server, const struct saved *saved)
+{
+	return saved->closed && saved->marked && server->marking != saved && !link_listed(&saved->unmarked);
 }
 
 bool states_marked(struct server *server, uint64_t mark)
@@ -351,8 +358,10 @@ bool states_let_speak(struct server *server, struct stream *stream, bool end)
 	}
 	if (!link_listed(&stream->silent)) {
 		list_append(&server->silent, &stream->silent);
-		if (!saved->gone)
+		if (!saved->gone && stream->reply)
 			close_saved(server, saved);
+		else if (!saved->gone)
+			states_forget(server, saved);
 	}
 	return false;
 }

@@ -24,7 +24,7 @@ struct stream;
 struct request;
 
 #define STATE_SLOTS 3
-#define HANG_MS 1000 /* of a disk's silence: no stream waits for it any longer */
+#define SILENT_MS 5000 /* of a disk that makes no mark: no stream waits for it any longer */
 
 /* What is remembered of a stream id that has states on disk. */
 struct saved {
@@ -128,8 +128,8 @@ void states_begun(struct server *server, const struct stream *stream);
 
 /*
  * May hidden states of the stream go out, or its end?  A kill must not bring back what its peer takes for gone: so not
- * before the states of a life that was closed are removed, and the end not before the stream is marked as closed; unless
- * the disk fails.  If not, publish_hidden is called again then.
+ * before the states of a life that was closed are removed; and the end not before the stream is marked as closed or,
+ * without reply, its own states are removed; unless the disk fails.  If not, publish_hidden is called again then.
  */
 bool states_let_speak(struct server *server, struct stream *stream, bool end);
 
@@ -149,6 +149,9 @@ void states_well(struct server *server, enum store_task task);
  * should be called again.
  */
 int64_t states_retry(struct server *server);
+
+/* Is the stream closed, also for the next start? */
+bool states_closed_on_disk(const struct server *server, const struct saved *saved);
 
 /* Are the first `mark` of server->marks_begun made? */
 bool states_marked(struct server *server, uint64_t mark);

@@ -168,7 +168,8 @@ size_t stream_more(const struct server *server, const struct stream *stream, uin
 	uint64_t window = server->config->window;
 	uint64_t full = (stream->accepted - stream->submitted) / window * window;
 
-	if (stream->before || link_listed(&stream->hold) || link_listed(&stream->stalled))
+	if (stream->before || link_listed(&stream->hold) || link_listed(&stream->stalled) ||
+	    link_listed(&stream->silent))
 		return 0;
 	if (taken < full)
 		return window;
@@ -333,6 +334,8 @@ void stream_settle(struct server *server, struct stream *stream)
 		}
 	}
 	if (stream->phase == STREAM_ENDING) {
+		if (!states_let_speak(server, stream, true))
+			return;
 		publish_event(server, stream, stream->end_event, stream->next, NULL);
 		publish_ack(server, stream);
 		states_closed(server, stream);

@@ -248,6 +248,23 @@ def test_what_has_ended_is_gone(daemon, faults, rows, want, reply):
     assert Peer(daemon).open(b"gone", reply=reply).next == 0
 
 
+def test_what_has_not_ended_is_there(daemon, faults, rows, want):
+    """Without reply it is the ack that tells of the end: a kill before that loses nothing of what was durable."""
+    peer = start_saved(daemon, b"there", rows, want).peer
+    consumer = Subscriber(daemon, b"there")
+    peer.open(b"there", reply=False)
+    faults.arm("ou", 0, FOR_GOOD, -1)
+    peer.data(b"there", rows[20:45], pos=20, end=True)
+    assert same_bytes(consumer.hidden(b"there", 20, 45), want[20:45])
+    peer.header(b"nobody", type="flush")
+    peer.refusal(b"nobody", "closed")
+    assert all(ack.done < 45 for ack in peer.inbox if ack.type == "ack" and ack.stream == b"there")
+    daemon.kill()
+    faults.heal()
+    daemon.start()
+    assert Peer(daemon).open(b"there", reply=False).next == 20
+
+
 def test_what_was_before_a_new_beginning_is_gone(daemon, faults, rows, want):
     """A kill right behind the first hidden states of a stream's next life does not bring back the one before."""
     start_saved(daemon, b"anew", rows, want).close()
