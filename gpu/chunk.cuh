@@ -43,6 +43,15 @@ static __device__ inline int core_place(int row, int place, int places)
 	return (row / 8 * (places / 8) + place / 8) * 64 + row % 8 * 8 + place % 8;
 }
 
+/*
+ * The lane's row and places of a tile of 16 rows and 16 places, as ldmatrix takes them; those of rows 16 j and places 16 v
+ * on lie core_place(16 j, 16 v, places) further.
+ */
+static __device__ inline int lane_place(int places)
+{
+	return core_place(threadIdx.x % 16, threadIdx.x % 32 / 16 * 8, places);
+}
+
 /* A chunk's B (which = 0) or C (1). */
 static __device__ inline bfloat16 *bc_of(const struct chunk_params &a, const struct chunk_view &k, int group, int which)
 {
@@ -67,13 +76,6 @@ static __device__ inline bfloat16 *x_of(const struct chunk_params &a, int chunk,
 	return (bfloat16 *)a.buffers.x + ((size_t)chunk * (a.layout.inner / SLICE) + slice) * CHUNK_ROWS * SLICE;
 }
 
-/* A slice's tiles of 16 rows, a lane's share of each 32 apart. */
-static __device__ inline uint4 *weighted_of(const struct chunk_params &a, int chunk, int slice)
-{
-	return (uint4 *)a.buffers.weighted +
-	       ((size_t)chunk * (a.layout.inner / SLICE) + slice) * (CHUNK_ROWS / 16) * 32;
-}
-
 static __device__ inline uint4 *states_of(const struct chunk_params &a, int chunk, int slice)
 {
 	return (uint4 *)a.buffers.states +
@@ -95,21 +97,28 @@ static __device__ inline float *state_of(const struct chunk_params &a, const str
 /* A slice's rows 16 j on as right operands of a product over rows: (r0, r1) places 0 to 7, (r2, r3) places 8 to 15. */
 static __device__ inline void load_x(const bfloat16 *x, int j, uint32_t r[4])
 {
-	int lane = threadIdx.x % 32;
+	tile_load_transposed(r, x + lane_place(SLICE) + core_place(16 * j, 0, SLICE));
+}
 
-	tile_load_transposed(r, x + core_place(16 * j + lane % 16, lane / 16 * 8, SLICE));
+/* Of 16 rows' weights, those that a lane weighs with. */
+struct row_weights {
+	float2 low, high;
+};
+
+static __device__ inline struct row_weights row_weights(const float *weight)
+{
+	int q = threadIdx.x % 4 * 2;
+
+	return { *(const float2 *)(weight + q), *(const float2 *)(weight + 8 + q) };
 }
 
 /* Such rows, of any 16 places, as a left operand [place, row], each row times its weight: 16 from weight on. */
-static __device__ inline void weigh(const uint32_t (&r)[4], const float *weight, uint32_t (&left)[4])
+static __device__ inline void weigh(const uint32_t (&r)[4], const struct row_weights &w, uint32_t (&left)[4])
 {
-	int q = threadIdx.x % 4 * 2;
-	float2 low = *(const float2 *)(weight + q), high = *(const float2 *)(weight + 8 + q);
-
-	left[0] = pack2(first_of(r[0]) * low.x, second_of(r[0]) * low.y);
-	left[1] = pack2(first_of(r[2]) * low.x, second_of(r[2]) * low.y);
-	left[2] = pack2(first_of(r[1]) * high.x, second_of(r[1]) * high.y);
-	left[3] = pack2(first_of(r[3]) * high.x, second_of(r[3]) * high.y);
+	left[0] = pack2(first_of(r[0]) * w.low.x, second_of(r[0]) * w.low.y);
+	left[1] = pack2(first_of(r[2]) * w.low.x, second_of(r[2]) * w.low.y);
+	left[2] = pack2(first_of(r[1]) * w.high.x, second_of(r[1]) * w.high.y);
+	left[3] = pack2(first_of(r[3]) * w.high.x, second_of(r[3]) * w.high.y);
 }
 
 /* silu(bias + sum_k weight_k row_{r - 3 + k}) of COUNT columns, weights and bias halved; rows [TAPS], oldest first. */
@@ -169,19 +178,22 @@ static __device__ inline uint4 masked_tile(const float *scores, const float *sin
 #pragma unroll
 		for (int row = 0; row < 2; row++) {
 			float end = since[16 * i + 8 * row + g];
-			int right = 8 * half + q - (8 * row + g); /* of the diagonal */
 
 			v[half][row][0] *= fast_exp2(end - from.x);
 			v[half][row][1] *= fast_exp2(end - from.y);
-			if (i == j) {
-				float *at = v[half][row];
-
-				at[0] = right > 0 ? 0.0f : right == 0 ? at[0] + d : at[0];
-				at[1] = right + 1 > 0 ? 0.0f : right + 1 == 0 ? at[1] + d : at[1];
-			}
-			left[2 * half + row] = pack2(v[half][row][0], v[half][row][1]);
 		}
 	}
+	if (i == j)
+#pragma unroll
+		for (int e = 0; e < 8; e++) {
+			int right = 8 * (e / 4) + q + e % 2 - (8 * (e / 2 % 2) + g); /* of the diagonal */
+			float *at = &v[e / 4][e / 2 % 2][e % 2];
+
+			*at = right > 0 ? 0.0f : right == 0 ? *at + d : *at;
+		}
+#pragma unroll
+	for (int n = 0; n < 4; n++)
+		left[n] = pack2(v[n / 2][n % 2][0], v[n / 2][n % 2][1]);
 	return make_uint4(left[0], left[1], left[2], left[3]);
 }
 

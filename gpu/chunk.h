@@ -25,10 +25,10 @@ struct chunk_buffers {
 	float *scores;    /* [groups, tiles, 2, 32, 4] for each chunk: C B^T's tiles on and below the diagonal */
 	float *steps;     /* [heads, 4, 16 edge] for each chunk: see enum step_plane */
 	void *x;          /* [chunks, slices, 64, SLICE] bfloat16, in cores: x likewise; only where with_x */
-	void *weighted;   /* [chunks, slices, 4, 32] uint4 of bfloat16: x times STEP_WEIGHT, left operands; likewise */
 	void *states;     /* [chunks, slices, state / 16, 32] uint4 of bfloat16: the state before each chunk */
 	void *gated;      /* [rows, inner_cols] bfloat16: y * silu(z) * gated_norm, not yet scaled */
 	float *squares;   /* [rows, inner / GROUP_COLUMNS]: sums of (y * silu(z))^2 */
+	unsigned *known;  /* [chunks]: heads of whose state before the chunk 64 n are there; 0 before and after a pass */
 };
 
 /* Of each row and head, where l is the log2 of the decay since the chunk's start. */
@@ -49,8 +49,8 @@ static __host__ __device__ inline int chunk_blocks(const struct layout *layout)
 }
 
 /*
- * B, C, their conv states, scores and steps; with_x also x, as it is and weighted, and its conv state, for chunk_states
- * and chunk_outputs.  early: it begins early behind the kernel ahead, as in launch.cuh.
+ * B, C, their conv states, scores and steps; with_x also x and its conv state, for chunk_states and chunk_outputs.
+ * early: it begins early behind the kernel ahead, as in launch.cuh.
  */
 cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, bool with_x, const struct batch_view *batch,
@@ -67,17 +67,28 @@ cudaError_t chunk_segments(const struct layout *layout, const struct layer_weigh
 
 /*
  * The same bits in two steps, for a few long segments: the states before each chunk, then all chunks at once.  early:
- * each begins early behind the one before.
+ * each begins early behind the one before; quicker where chunks are few, no more than there are processors.
  */
 cudaError_t chunk_states(const struct layout *layout, int layer, const struct chunk_buffers *buffers,
 			 const struct batch_view *batch, size_t segments, bool early, cudaStream_t stream);
+
+/*
+ * What chunk_states does, for many chunks, on compute capability 9.0: with few enough heads for each to have a processor
+ * to itself.  Begins early; chunk_outputs, early and apart, runs beside it and follows chunk by chunk.
+ */
+bool chunk_heads_serves(const struct layout *layout, size_t segments, int processors);
+cudaError_t chunk_heads(const struct layout *layout, int layer, const struct chunk_buffers *buffers,
+			const struct batch_view *batch, size_t segments, int processors, cudaStream_t stream);
+
 cudaError_t chunk_outputs(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, const struct batch_view *batch, size_t chunks,
-			  bool early, int processors, cudaStream_t stream);
+			  bool early, bool apart, int processors, cudaStream_t stream);
 
-/* Raise the kernels' limits of shared memory; once before any of them is launched. */
+/* Raise the kernels' limits of shared memory; once before any of them is launched, early or not. */
+cudaError_t chunk_prepare_setup(bool early);
 cudaError_t chunk_segments_setup(void);
 cudaError_t chunk_outputs_setup(void);
 cudaError_t chunk_states_setup(void);
+cudaError_t chunk_heads_setup(void);
 
 #endif

@@ -1,9 +1,12 @@
 #include "gpu/chunk.cuh"
+#include "gpu/follow.cuh"
 #include "gpu/launch.cuh"
 
 /*
  * y of chunks on their own, from the states before them:
  *   y_i = 2^{l_i} h C_i + sum_{j <= i} (C_i B_j) 2^{l_i - l_j} dt_j x_j + D x_i,    gated = y * silu(z)
+ *
+ * apart: it runs beside chunk_heads, and a block waits for the states before its chunk (follow.cuh).
  *
  * A block takes a chunk and eight neighbouring slices of one group, which share C and the scores.  A slice is that of
  * PARTS warps, which take its tiles of 16 rows in turns: of one, or of two where there is so little work that no two
@@ -20,6 +23,7 @@ template <int N> struct outputs_memory {
 	float steps[CHUNK_HEADS(N) * STEP_PLANES * CHUNK_ROWS]; /* packed for the rows that the chunk has */
 	float squares[CHUNK_ROWS][BLOCK_SLICES];
 	float norm[BLOCK_SLICES][SLICE]; /* gated_norm */
+	float d[CHUNK_HEADS(N)];
 };
 
 /* What a block and a warp of it work on. */
@@ -31,73 +35,115 @@ struct outputs_place {
 	int warp_head;    /* the warp's head, counted from head */
 };
 
-static __device__ struct outputs_place place_of(const struct layout &l, int block)
+/* The block's head, counted from its first, to which `columns` columns of that one's belong and then so many more. */
+template <int N>
+static __device__ int head_behind(int columns, int head_dim)
 {
-	int slices = l.inner / l.groups / SLICE, blocks = (slices + BLOCK_SLICES - 1) / BLOCK_SLICES;
-	struct outputs_place p;
+	int head = 0;
 
-	p.group = block / blocks;
-	p.slices = min(BLOCK_SLICES, slices - block % blocks * BLOCK_SLICES);
-	p.first = p.group * slices + block % blocks * BLOCK_SLICES;
+#pragma unroll
+	for (int i = 1; i < CHUNK_HEADS(N); i++)
+		head += columns >= i * head_dim;
+	return head;
+}
+
+/* slices: of a group. */
+template <int N>
+static __device__ struct outputs_place place_of(const struct layout &l, int slices)
+{
+	struct outputs_place p;
+	int before;
+
+	p.group = blockIdx.y;
+	p.slices = min(BLOCK_SLICES, slices - (int)blockIdx.x * BLOCK_SLICES);
+	p.first = p.group * slices + (int)blockIdx.x * BLOCK_SLICES;
 	p.own = threadIdx.x / 32 % BLOCK_SLICES;
 	p.slice = p.first + min(p.own, p.slices - 1);
-	p.head = p.first * SLICE / l.head_dim;
-	p.warp_head = p.slice * SLICE / l.head_dim - p.head;
-	p.heads = (p.first + p.slices - 1) * SLICE / l.head_dim - p.head + 1;
+	p.head = (unsigned)(p.first * SLICE) / (unsigned)l.head_dim;
+	before = p.first * SLICE - p.head * l.head_dim;
+	p.warp_head = head_behind<N>(before + (p.slice - p.first) * SLICE, l.head_dim);
+	p.heads = head_behind<N>(before + (p.slices - 1) * SLICE, l.head_dim) + 1;
 	return p;
 }
 
-/* Copy n times 16 bytes in the background, by the whole block. */
-template <int PARTS>
+/* Copy n times 16 bytes, n <= MOST, in the background, by the whole block. */
+template <int PARTS, int MOST>
 static __device__ void fetch(void *to, const void *from, int n)
 {
-	for (int i = threadIdx.x; i < n; i += PARTS * BLOCK_THREADS)
-		copy16((char *)to + 16 * i, (const char *)from + 16 * i);
+	const int threads = PARTS * BLOCK_THREADS;
+	uint32_t thread_to = once(shared_address(to) + 16 * threadIdx.x);
+	const char *thread_from = once((const char *)from + 16 * threadIdx.x);
+
+#pragma unroll
+	for (int i = 0; i < MOST; i += threads)
+		if (i + (int)threadIdx.x < n)
+			copy16_to(thread_to + 16 * i, thread_from + 16 * i);
 }
 
-/* z of the block's columns, and the weights of their norm; likewise. */
+/* z of the block's columns, and the weights of their norm and D; likewise. */
 template <int N, int PARTS>
 static __device__ void fetch_gates(const struct chunk_params &a, struct outputs_memory<N> &s,
 				   const struct outputs_place &p, const struct chunk_view &k)
 {
-	int pieces = p.slices * SLICE / 8;
-	const bfloat16 *z = (const bfloat16 *)a.buffers.proj + (size_t)k.row * a.layout.proj_cols + p.first * SLICE;
+	const int pieces = BLOCK_COLUMNS / 8, rows = PARTS * BLOCK_THREADS / pieces; /* at a time */
+	int piece = threadIdx.x % pieces, row = threadIdx.x / pieces;
+	const bfloat16 *z = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + row) * a.layout.proj_cols +
+			    p.first * SLICE + piece * 8;
+	uint32_t to = once(shared_address(&s.z[row][piece * 8]));
 
-	for (int i = threadIdx.x; i < k.rows * pieces; i += PARTS * BLOCK_THREADS)
-		copy16(&s.z[i / pieces][i % pieces * 8],
-		       z + (size_t)(i / pieces) * a.layout.proj_cols + i % pieces * 8);
-	fetch<PARTS>(s.norm, a.weights.gated_norm + p.first * SLICE, p.slices * SLICE / 4);
+	if (piece < p.slices * SLICE / 8)
+#pragma unroll
+		for (int i = 0; i < CHUNK_ROWS; i += rows, z = once(z + (size_t)rows * a.layout.proj_cols))
+			if (i + row < k.rows)
+				copy16_to(to + i * (int)sizeof(s.z[0]), z);
+	fetch<PARTS, BLOCK_COLUMNS / 4>(s.norm, a.weights.gated_norm + p.first * SLICE, p.slices * SLICE / 4);
+	if (threadIdx.x < p.heads)
+		copy4(&s.d[threadIdx.x], a.weights.d + p.head + threadIdx.x);
 }
 
 /* The masked scores of the block's heads, each warp some of the tiles. */
 template <int N, int PARTS>
-static __device__ void mask_scores(const struct chunk_params &a, struct outputs_memory<N> &s,
-				   const struct outputs_place &p, int edge)
+static __device__ void mask_scores(struct outputs_memory<N> &s, const struct outputs_place &p, int edge)
 {
-	int tiles = tiles_of(edge);
+	int tiles = tiles_of(edge), head = 0, t = threadIdx.x / 32;
 
-	for (int n = threadIdx.x / 32; n < p.heads * tiles; n += PARTS * BLOCK_SLICES) {
-		int head = n / tiles, t = n % tiles, i = t >= 6 ? 3 : t >= 3 ? 2 : t >= 1 ? 1 : 0;
+	for (;; t += PARTS * BLOCK_SLICES) {
+		for (; t >= tiles; t -= tiles)
+			head++;
+		if (head >= p.heads)
+			break;
+		int i = t >= 6 ? 3 : t >= 3 ? 2 : t >= 1 ? 1 : 0;
 
 		s.masked[head][t][threadIdx.x % 32] =
 			masked_tile(s.scores, step_plane(s.steps, head, 16 * edge, STEP_SINCE),
-				    step_plane(s.steps, head, 16 * edge, STEP_SOURCE), a.weights.d[p.head + head], i,
-				    t - tiles_of(i));
+				    step_plane(s.steps, head, 16 * edge, STEP_SOURCE), s.d[head], i, t - tiles_of(i));
 	}
 }
 
-/* y in rows 16 i to 16 i + 15: sum[t] is the accumulator of places p 8 t to 8 t + 7. */
+/* What a warp needs for 16 rows: pointers to its lane's share, which go from these rows to later ones. */
+struct outputs_rows {
+	const bfloat16 *c, *z;
+	const float *reach;
+	const uint4 *masked;
+	float *squares;
+	bfloat16 *to;
+	int row; /* the lane's first, of two that are eight apart */
+};
+
+/*
+ * y in the rows' 16 columns of the warp's slice, i tiles of 16 rows behind the chunk's first: sum[t] is the accumulator
+ * of places p 8 t to 8 t + 7.
+ */
 template <int N>
-static __device__ void output_tile(const bfloat16 *c, const bfloat16 *x, const uint4 (*masked)[32], const float *reach,
-				   const uint4 (&h)[N / 16], int i, float (&sum)[2][4])
+static __device__ void output_tile(const struct outputs_rows &r, const bfloat16 *x, const uint4 (&h)[N / 16], int i,
+				   float (&sum)[2][4])
 {
-	int lane = threadIdx.x % 32, g = lane / 4;
-	float low = reach[16 * i + g], high = reach[16 * i + 8 + g];
+	float low = r.reach[0], high = r.reach[8];
 	uint32_t left[4], right[4];
 
 #pragma unroll
 	for (int v = 0; v < N / 16; v++) {
-		tile_load(left, c + core_place(16 * i + lane % 16, 16 * v + lane / 16 * 8, N));
+		tile_load(left, r.c + core_place(0, 16 * v, N));
 		tile_product(sum[0], left, h[v].x, h[v].y);
 		tile_product(sum[1], left, h[v].z, h[v].w);
 	}
@@ -108,11 +154,15 @@ static __device__ void output_tile(const bfloat16 *c, const bfloat16 *x, const u
 		sum[t][2] *= high;
 		sum[t][3] *= high;
 	}
-	for (int j = 0; j <= i; j++) {
-		uint4 m = masked[tiles_of(i) + j][lane];
+#pragma unroll
+	for (int j = 0; j < CHUNK_ROWS / 16; j++) {
+		uint4 m;
 
+		if (j > i)
+			break;
+		m = r.masked[j * 32];
 		left[0] = m.x, left[1] = m.y, left[2] = m.z, left[3] = m.w;
-		load_x(x, j, right);
+		tile_load_transposed(right, x + core_place(16 * j, 0, SLICE));
 		tile_product(sum[0], left, right[0], right[1]);
 		tile_product(sum[1], left, right[2], right[3]);
 	}
@@ -124,30 +174,46 @@ static __device__ void output_chunk(const struct chunk_params &a, struct outputs
 				    const struct outputs_place &p, const struct chunk_view &k, const uint4 (&h)[N / 16])
 {
 	const struct layout &l = a.layout;
-	int g = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 4, edge = edge_of(k);
-	const float *reach = step_plane(s.steps, p.warp_head, 16 * edge, STEP_REACH);
-	bfloat16 *to = (bfloat16 *)a.buffers.gated + (size_t)(k.row + g) * l.inner_cols + p.slice * SLICE + column;
-	float4 weight = *(const float4 *)&s.norm[p.own][column];
+	const int lane = threadIdx.x % 32, g = lane / 4, column = lane % 4 * 4, edge = edge_of(k);
+	const int begin = threadIdx.x / 32 / BLOCK_SLICES, row = 16 * begin + g;
+	const bfloat16 *x = s.x[p.own] + lane_place(SLICE);
+	const float4 weight = *(const float4 *)&s.norm[p.own][column];
+	const size_t eight_rows = (size_t)8 * l.inner_cols;
+	struct outputs_rows r = {
+		.c = s.c + core_place(16 * begin, 0, N) + lane_place(N),
+		.z = &s.z[row][p.own * SLICE + column],
+		.reach = step_plane(s.steps, p.warp_head, 16 * edge, STEP_REACH) + row,
+		.masked = s.masked[p.warp_head][tiles_of(begin)] + lane,
+		.squares = &s.squares[row][p.own],
+		.to = (bfloat16 *)a.buffers.gated + (size_t)(k.row + row) * l.inner_cols + p.slice * SLICE + column,
+		.row = row
+	};
 
 #pragma unroll 1
-	for (int i = threadIdx.x / 32 / BLOCK_SLICES; i < edge; i += PARTS) {
+	for (int i = begin; i < edge; i += PARTS) {
 		float sum[2][4] = { { 0.0f } };
 
-		output_tile<N>(s.c, s.x[p.own], s.masked[p.warp_head], reach, h, i, sum);
+		output_tile<N>(r, x, h, i, sum);
 #pragma unroll
 		for (int half = 0; half < 2; half++) {
 			float y[4] = { sum[0][2 * half], sum[0][2 * half + 1], sum[1][2 * half], sum[1][2 * half + 1] };
-			int row = 16 * i + 8 * half + g;
-			uint2 z = *(const uint2 *)&s.z[row][p.own * SLICE + column];
+			uint2 z = *(const uint2 *)(r.z + half * 8 * Z_PITCH);
 			float gated[4], squares = gate4(y, z, gated);
 
 			squares += __shfl_xor_sync(0xffffffff, squares, 1);
 			squares += __shfl_xor_sync(0xffffffff, squares, 2);
-			if (threadIdx.x % 4 == 0)
-				s.squares[row][p.own] = squares;
-			if (row < k.rows)
-				*(uint2 *)(to + (size_t)(16 * i + 8 * half) * l.inner_cols) = weighted4(gated, weight);
+			if (lane % 4 == 0)
+				r.squares[half * 8 * BLOCK_SLICES] = squares;
+			if (r.row + 8 * half < k.rows)
+				*(uint2 *)(r.to + half * eight_rows) = weighted4(gated, weight);
 		}
+		r.c += core_place(16 * PARTS, 0, N);
+		r.z += 16 * PARTS * Z_PITCH;
+		r.reach += 16 * PARTS;
+		r.masked += (PARTS * i + tiles_of(PARTS)) * 32; /* tiles_of(i + PARTS) - tiles_of(i) of them */
+		r.squares += 16 * PARTS * BLOCK_SLICES;
+		r.to += 2 * PARTS * eight_rows;
+		r.row += 16 * PARTS;
 	}
 }
 
@@ -166,62 +232,73 @@ static __device__ void add_squares(const struct chunk_params &a, const struct ou
 
 template <int N, int PARTS>
 static __global__ void __launch_bounds__(PARTS *BLOCK_THREADS, PARTS == 1 ? 3 : 1)
-ssd_outputs(const struct chunk_params a)
+ssd_outputs(const struct chunk_params a, int slices, bool apart)
 {
 	extern __shared__ __align__(16) char shared[];
 	struct outputs_memory<N> &s = *(struct outputs_memory<N> *)shared;
-	int blocks = chunk_blocks(&a.layout), lane = threadIdx.x % 32;
+	const struct outputs_place p = place_of<N>(a.layout, slices);
+	const int chunks = a.batch->n_chunks, known = a.layout.heads * (N / 64), hearers = gridDim.x * gridDim.y;
 
-	for (int item = blockIdx.x; item < a.batch->n_chunks * blocks; item += gridDim.x) {
-		const struct outputs_place p = place_of(a.layout, item % blocks);
-		const struct chunk_view k = a.batch->chunks[item / blocks];
-		const uint4 *states = states_of(a, item / blocks, p.slice) + lane;
-		int edge = edge_of(k);
+	for (int chunk = blockIdx.z; chunk < chunks; chunk += gridDim.z) {
+		const struct chunk_view k = a.batch->chunks[chunk];
+		const uint4 *states = states_of(a, chunk, p.slice) + threadIdx.x % 32;
+		const int edge = edge_of(k);
 		uint4 h[N / 16];
 
-		previous_ended();
-		fetch<PARTS>(s.c, bc_of(a, k, p.group, 1), edge * 16 * N / 8);
-		fetch<PARTS>(s.scores, scores_of(a, k, p.group), tiles_of(edge) * SCORE_TILE / 4);
-		fetch<PARTS>(s.steps, steps_of(a, k, p.head), p.heads * edge * 16 * STEP_PLANES / 4);
-		fetch<PARTS>(s.x, x_of(a, item / blocks, p.first), p.slices * CHUNK_ROWS * SLICE / 8);
+		if (!apart)
+			previous_ended();
 		fetch_gates<N, PARTS>(a, s, p, k);
+		if (apart && threadIdx.x == 0)
+			hear(&a.buffers.known[chunk], known);
+		__syncthreads();
+		fetch<PARTS, CHUNK_ROWS * N / 8>(s.c, bc_of(a, k, p.group, 1), edge * 16 * N / 8);
+		fetch<PARTS, CHUNK_TILES * SCORE_TILE / 4>(s.scores, scores_of(a, k, p.group),
+							   tiles_of(edge) * SCORE_TILE / 4);
+		fetch<PARTS, sizeof(s.steps) / 16>(s.steps, steps_of(a, k, p.head),
+						   p.heads * edge * 16 * STEP_PLANES / 4);
+		fetch<PARTS, sizeof(s.x) / 16>(s.x, x_of(a, chunk, p.first), p.slices * CHUNK_ROWS * SLICE / 8);
 		copies_close();
 #pragma unroll
 		for (int v = 0; v < N / 16; v++)
 			h[v] = states[v * 32];
 		copies_wait<0>();
 		__syncthreads();
-		mask_scores<N, PARTS>(a, s, p, edge);
+		mask_scores<N, PARTS>(s, p, edge);
 		__syncthreads();
 		if (p.own < p.slices)
 			output_chunk<N, PARTS>(a, s, p, k, h);
 		__syncthreads();
 		add_squares<N>(a, s, p, k);
-		__syncthreads();
+		if (apart && threadIdx.x == 0)
+			forget(&a.buffers.known[chunk], known, hearers);
+		if (apart && chunk == chunks - 1)
+			previous_ended(); /* so that this kernel ends behind chunk_states */
 	}
 }
 
 template <int N>
-static cudaError_t launch(const struct chunk_params &a, unsigned blocks, bool early, int processors,
+static cudaError_t launch(const struct chunk_params &a, size_t chunks, bool early, bool apart, int processors,
 			  cudaStream_t stream)
 {
 	const size_t bytes = sizeof(struct outputs_memory<N>);
+	const int slices = a.layout.inner / a.layout.groups / SLICE;
+	const dim3 blocks((slices + BLOCK_SLICES - 1) / BLOCK_SLICES, a.layout.groups,
+			  chunks < 1 << 15 ? (unsigned)chunks : 1 << 15);
 
-	if (blocks <= (unsigned)processors)
-		return launch_early(early, ssd_outputs<N, 2>, blocks, 2 * BLOCK_THREADS, bytes, stream, a);
-	return launch_early(early, ssd_outputs<N, 1>, blocks, BLOCK_THREADS, bytes, stream, a);
+	if (blocks.x * blocks.y * chunks <= (size_t)processors)
+		return launch_early(early, ssd_outputs<N, 2>, blocks, 2 * BLOCK_THREADS, bytes, stream, a, slices,
+				    apart);
+	return launch_early(early, ssd_outputs<N, 1>, blocks, BLOCK_THREADS, bytes, stream, a, slices, apart);
 }
 
 cudaError_t chunk_outputs(const struct layout *layout, const struct layer_weights *weights, int layer,
 			  const struct chunk_buffers *buffers, const struct batch_view *batch, size_t chunks,
-			  bool early, int processors, cudaStream_t stream)
+			  bool early, bool apart, int processors, cudaStream_t stream)
 {
 	struct chunk_params a = { *layout, *weights, *buffers, layer, batch };
-	size_t items = chunks * (size_t)chunk_blocks(layout);
-	unsigned blocks = (unsigned)(items < 1 << 16 ? items : 1 << 16);
 
-	return layout->state == 64 ? launch<64>(a, blocks, early, processors, stream) :
-				     launch<128>(a, blocks, early, processors, stream);
+	return layout->state == 64 ? launch<64>(a, chunks, early, apart, processors, stream) :
+				     launch<128>(a, chunks, early, apart, processors, stream);
 }
 
 template <int N> static cudaError_t setup(void)

@@ -5,14 +5,14 @@
  * B, C (and x) = silu(conv(...));  scores = C B^T;  dt = clamp(softplus(raw + dt_bias)) and the decay since the start
  *
  * A block takes a chunk and one of three kinds of work, the longest first: B and C of a group, and their scores; 256
- * columns of x, as they are and times their weights in the state's step; or the steps of 32 heads.  Where it convolves,
- * a warp takes ROWS rows and 128 of 256 columns, a lane four.  A block has eight warps of 16 rows each, or 16 of eight
- * rows where there is so little work that no two blocks share a processor.
+ * columns of x; or the steps of 32 heads.  Where it convolves, a warp takes ROWS rows and 128 of 256 columns, a lane
+ * four.  A block has eight warps of 16 rows each, or 16 of eight rows where there is so little work that no two blocks
+ * share a processor.  Where there is much, x of many chunks, blocks stay, and bring the next chunk's rows to shared
+ * memory while they are busy with one's.
  */
 #define X_COLUMNS 256
 #define STEP_HEADS 32
 #define STEP_PITCH (STEP_HEADS + 8)              /* numbers of a row of raw steps */
-#define X_HEADS (X_COLUMNS / BLOCK_COLUMNS * CHUNK_HEADS(64)) /* most heads of 256 columns of x */
 
 /* Warps of a block. */
 static constexpr __host__ __device__ int warps_of(int rows)
@@ -31,7 +31,16 @@ typedef bfloat16 staging[CHUNK_ROWS / 8 * CORES_PITCH];
 struct prepare_memory {
 	staging tile;
 	__align__(16) bfloat16 raw[CHUNK_ROWS][STEP_PITCH]; /* steps as in_proj left them */
-	__align__(16) float weights[X_HEADS][CHUNK_ROWS];
+};
+
+/* Rows of 256 columns as in_proj left them, and those before them. */
+typedef bfloat16 raw_rows[TAPS - 1 + CHUNK_ROWS][X_COLUMNS];
+
+#define MANY_THREADS (32 * warps_of(16))
+
+struct prepare_many_memory {
+	__align__(16) raw_rows rows[2]; /* of the chunk, and of the next, by turns */
+	struct prepare_memory one;
 };
 
 static __device__ int staged(int row, int core)
@@ -86,22 +95,31 @@ static __device__ void conv_input(const struct chunk_params &a, const struct seg
 					 l.inner_cols + c), v);
 }
 
-/* Load all that a lane needs for column c of the convolution and the three next ones. */
+/*
+ * Load all that a lane needs for column c of the convolution and the three next ones; from raw if it is not NULL.
+ */
 template <int ROWS>
 static __device__ void conv_begin(const struct chunk_params &a, const struct segment_view &s,
-				  const struct chunk_view &k, int c, struct conv_lane<ROWS> &lane)
+				  const struct chunk_view &k, int c, const raw_rows *raw, struct conv_lane<ROWS> &lane)
 {
 	const struct layout &l = a.layout;
-	int from = lane_row<ROWS>();
+	int from = lane_row<ROWS>(), column = lane_column<ROWS>();
 	const bfloat16 *proj = (const bfloat16 *)a.buffers.proj + (size_t)(k.row + from) * l.proj_cols + l.inner_cols +
 			       c;
 
 #pragma unroll
 	for (int i = 0; i < ROWS; i++)
-		lane.ahead[i] = from + i < k.rows ? *(const uint2 *)(proj + (size_t)i * l.proj_cols) : make_uint2(0, 0);
+		if (raw)
+			lane.ahead[i] = *(const uint2 *)&(*raw)[TAPS - 1 + from + i][column];
+		else
+			lane.ahead[i] = from + i < k.rows ? *(const uint2 *)(proj + (size_t)i * l.proj_cols) :
+							    make_uint2(0, 0);
 #pragma unroll
 	for (int i = 0; i < TAPS - 1; i++)
-		conv_input(a, s, min(k.first + from, s.rows) + i - (TAPS - 1), c, lane.rows[i]);
+		if (raw && k.first + from + i >= TAPS - 1)
+			unpack4(*(const uint2 *)&(*raw)[from + i][column], lane.rows[i]);
+		else
+			conv_input(a, s, min(k.first + from, s.rows) + i - (TAPS - 1), c, lane.rows[i]);
 	load_half4(a.weights.conv_bias + c, lane.bias);
 #pragma unroll
 	for (int i = 0; i < TAPS; i++)
@@ -138,12 +156,12 @@ static __device__ void keep_conv(const struct chunk_params &a, const struct segm
 /* Convolve the lane's columns, c on, to their places behind the 16 columns' core. */
 template <int ROWS>
 static __device__ void convolve_to(const struct chunk_params &a, const struct segment_view &s,
-				   const struct chunk_view &k, int c, bfloat16 *tile)
+				   const struct chunk_view &k, int c, const raw_rows *raw, bfloat16 *tile)
 {
 	int from = lane_row<ROWS>(), core = lane_column<ROWS>() / 16 * 2, place = c % 16 / 2;
 	struct conv_lane<ROWS> lane;
 
-	conv_begin(a, s, k, c, lane);
+	conv_begin(a, s, k, c, raw, lane);
 #pragma unroll
 	for (int i = 0; i < ROWS; i++) {
 		uint32_t pairs[2];
@@ -161,6 +179,23 @@ static __device__ void leave(const bfloat16 *tile, int first, int cores, int eig
 	for (int i = threadIdx.x % THREADS; i < eights * cores * 8; i += THREADS)
 		*(uint4 *)(to + 8 * i) =
 			*(const uint4 *)(tile + staged(i / (8 * cores) * 8 + i % 8, first + i / 8 % cores));
+}
+
+/* The same for x: two cores of each slice, which lie together; 128 threads take a slice. */
+template <int ROWS>
+static __device__ void leave_x(const bfloat16 *tile, int slices, int edge, bfloat16 *to)
+{
+	const int at_once = warps_of(ROWS) / 4, first = threadIdx.x / 128, i = threadIdx.x % 128;
+	const bfloat16 *from = tile + staged(i / 16 * 8 + i % 8, 2 * first + i / 8 % 2);
+
+	to += first * CHUNK_ROWS * SLICE + 8 * i;
+	if (i >= 2 * edge * 16)
+		return;
+#pragma unroll
+	for (int slice = 0; slice < X_COLUMNS / SLICE; slice += at_once)
+		if (slice + first < slices)
+			*(uint4 *)(to + slice * CHUNK_ROWS * SLICE) =
+				*(const uint4 *)(from + slice * 2 * CORE_PITCH);
 }
 
 /* Start to copy raw steps of STEP_HEADS heads from `first`, a multiple of 8, on. */
@@ -236,46 +271,20 @@ static __device__ void prepare_steps(const struct chunk_params &a, const struct 
 	__syncthreads();
 }
 
-/* x of a slice in 16 rows times their weights, from the staged tile. */
-static __device__ void weigh_tile(const struct prepare_memory &s, int slice, const float *weights, int j, uint4 *to)
-{
-	int lane = threadIdx.x % 32;
-	uint32_t r[4], left[4];
-
-	tile_load_transposed(r, s.tile + staged(16 * j + lane % 16, 2 * slice + lane / 16));
-	weigh(r, weights + 16 * j, left);
-	to[j * 32 + lane] = make_uint4(left[0], left[1], left[2], left[3]);
-}
-
 template <int ROWS>
 static __device__ void prepare_x(const struct chunk_params &a, const struct segment_view &segment,
-				 const struct chunk_view &k, int chunk, int part, struct prepare_memory &s)
+				 const struct chunk_view &k, int chunk, int part, const raw_rows *raw, bfloat16 *tile)
 {
 	const struct layout &l = a.layout;
 	int from = part * X_COLUMNS, columns = min(X_COLUMNS, l.inner - from), c = from + lane_column<ROWS>();
-	int first = from / l.head_dim, heads = (from + columns - 1) / l.head_dim - first + 1, edge = edge_of(k);
+	int edge = edge_of(k);
 
-	fetch_steps(a, k, first / 8 * 8, s);
-	copies_close();
 	if (c < l.inner && lane_row<ROWS>() < 16 * edge) {
-		convolve_to<ROWS>(a, segment, k, c, s.tile);
+		convolve_to<ROWS>(a, segment, k, c, raw, tile);
 		keep_conv<ROWS>(a, segment, chunk, c);
 	}
-	copies_wait<0>();
 	__syncthreads();
-	for (int i = threadIdx.x / 32; i < heads; i += warps_of(ROWS)) {
-		const struct lane_steps v = head_steps(a, k, first + i, s.raw[0] + first % 8 + i);
-
-		*(float2 *)&s.weights[i][threadIdx.x % 32 * 2] = make_float2(weight_of(v, 0), weight_of(v, 1));
-	}
-	for (int i = threadIdx.x / 128; i < columns / SLICE; i += warps_of(ROWS) / 4)
-		leave<128>(s.tile, 2 * i, 2, 2 * edge, x_of(a, chunk, from / SLICE + i));
-	__syncthreads();
-	for (int i = threadIdx.x / 32; i < columns / SLICE * edge; i += warps_of(ROWS)) {
-		int slice = i / edge, head = (from + slice * SLICE) / l.head_dim - first;
-
-		weigh_tile(s, slice, s.weights[head], i % edge, weighted_of(a, chunk, from / SLICE + slice));
-	}
+	leave_x<ROWS>(tile, columns / SLICE, edge, x_of(a, chunk, from / SLICE));
 	__syncthreads();
 }
 
@@ -299,14 +308,15 @@ static __device__ void score(const bfloat16 *tile, int state, int i, int j, floa
 
 template <int ROWS>
 static __device__ void prepare_bc(const struct chunk_params &a, const struct segment_view &s,
-				  const struct chunk_view &k, int chunk, int group, bfloat16 *tile)
+				  const struct chunk_view &k, int chunk, int group, const raw_rows *raw,
+				  bfloat16 *tile)
 {
 	const struct layout &l = a.layout;
 	int edge = edge_of(k), which = lane_column<ROWS>() / l.state; /* 0: B, 1: C */
 	int c = l.inner_cols + (which * l.groups + group) * l.state + lane_column<ROWS>() % l.state;
 
 	if (which < 2 && lane_row<ROWS>() < 16 * edge) {
-		convolve_to<ROWS>(a, s, k, c, tile);
+		convolve_to<ROWS>(a, s, k, c, raw, tile);
 		keep_conv<ROWS>(a, s, chunk, c);
 	}
 	__syncthreads();
@@ -331,12 +341,12 @@ static __host__ __device__ struct prepare_parts parts_of(const struct layout &l,
 		 (l.heads + STEP_HEADS - 1) / STEP_HEADS };
 }
 
-template <int ROWS>
+template <int ROWS, bool WITH_X>
 static __global__ void __launch_bounds__(32 * warps_of(ROWS), ROWS == 8 ? 1 : 2)
-prepare_chunks(const struct chunk_params a, bool with_x)
+prepare_chunks(const struct chunk_params a)
 {
 	__shared__ struct prepare_memory s;
-	const struct prepare_parts parts = parts_of(a.layout, with_x);
+	const struct prepare_parts parts = parts_of(a.layout, WITH_X);
 	const int chunks = a.batch->n_chunks, wide = parts.groups + parts.x;
 
 	previous_ended();
@@ -350,10 +360,101 @@ prepare_chunks(const struct chunk_params a, bool with_x)
 		if (steps)
 			prepare_steps<ROWS>(a, k, part, s);
 		else if (part < parts.groups)
-			prepare_bc<ROWS>(a, a.batch->segments[k.segment], k, chunk, part, s.tile);
+			prepare_bc<ROWS>(a, a.batch->segments[k.segment], k, chunk, part, NULL, s.tile);
 		else
-			prepare_x<ROWS>(a, a.batch->segments[k.segment], k, chunk, part - parts.groups, s);
+			prepare_x<ROWS>(a, a.batch->segments[k.segment], k, chunk, part - parts.groups, NULL, s.tile);
 	}
+}
+
+/* Column of the convolution behind that of a part's offset, of 256, or -1. */
+static __device__ int part_column(const struct layout &l, const struct prepare_parts &parts, int part, int offset)
+{
+	int c = (part - parts.groups) * X_COLUMNS + offset, which = offset >= l.state;
+
+	if (part >= parts.groups)
+		return c < l.inner ? c : -1;
+	return offset < 2 * l.state ? l.inner_cols + (which * l.groups + part) * l.state + offset - which * l.state : -1;
+}
+
+/* Start to copy a chunk's rows, and the three before it that are the segment's, of a part's columns. */
+static __device__ void fetch_rows(const struct chunk_params &a, const struct prepare_parts &parts,
+				  const struct chunk_view &k, int part, raw_rows &to)
+{
+	const struct layout &l = a.layout;
+	const int offset = threadIdx.x % (X_COLUMNS / 8) * 8, c = part_column(l, parts, part, offset);
+	const int at_once = MANY_THREADS / (X_COLUMNS / 8), first = threadIdx.x / (X_COLUMNS / 8) - (TAPS - 1);
+	const bfloat16 *from = (const bfloat16 *)a.buffers.proj + (ptrdiff_t)(k.row + first) * l.proj_cols +
+			       l.inner_cols + c;
+	const uint32_t row = once(shared_address(&to[TAPS - 1 + first][offset]));
+
+	if (c < 0)
+		return;
+#pragma unroll
+	for (int r = 0; r < TAPS - 1 + CHUNK_ROWS; r += at_once, from = once(from + (size_t)at_once * l.proj_cols))
+		if (first + r < k.rows && (r > 0 || k.first + first >= 0))
+			copy16_to(row + r * (int)sizeof(to[0]), from);
+}
+
+/* A chunk and a part of its work, and those that are so many further. */
+struct prepare_item {
+	int chunk, part;
+};
+
+static __device__ struct prepare_item item_behind(struct prepare_item item, struct prepare_item step, int parts)
+{
+	item.chunk += step.chunk;
+	item.part += step.part;
+	if (item.part >= parts)
+		item.chunk++, item.part -= parts;
+	return item;
+}
+
+/* The same as prepare_chunks with x, of many chunks: blocks stay, and have the next rows on their way. */
+static __global__ void __launch_bounds__(MANY_THREADS, 2) prepare_many(const struct chunk_params a)
+{
+	extern __shared__ __align__(16) char shared[];
+	struct prepare_many_memory &s = *(struct prepare_many_memory *)shared;
+	const struct prepare_parts parts = parts_of(a.layout, true);
+	const int chunks = a.batch->n_chunks, wide = parts.groups + parts.x, blocks = gridDim.x, block = blockIdx.x;
+	const struct prepare_item step = { blocks / wide, blocks % wide };
+	const struct chunk_view *views = a.batch->chunks;
+	struct prepare_item item = { block / wide, block % wide }, behind = item_behind(item, step, wide);
+	struct chunk_view k, next;
+
+	if (chunks == 0)
+		return;
+	k = views[min(item.chunk, chunks - 1)];
+	next = views[min(behind.chunk, chunks - 1)];
+	previous_ended();
+	next_may_begin(); /* only now: what follows at once already reads proj */
+	if (item.chunk < chunks)
+		fetch_rows(a, parts, k, item.part, s.rows[0]);
+	copies_close();
+	for (int turn = 0; item.chunk < chunks; turn = !turn) {
+		const struct prepare_item later = item_behind(behind, step, wide);
+		const struct segment_view segment = a.batch->segments[k.segment];
+		const struct chunk_view last = views[min(later.chunk, chunks - 1)];
+
+		if (behind.chunk < chunks)
+			fetch_rows(a, parts, next, behind.part, s.rows[!turn]);
+		copies_close();
+		copies_wait<1>();
+		__syncthreads();
+		if (item.part < parts.groups)
+			prepare_bc<16>(a, segment, k, item.chunk, item.part, &s.rows[turn], s.one.tile);
+		else
+			prepare_x<16>(a, segment, k, item.chunk, item.part - parts.groups, &s.rows[turn], s.one.tile);
+		item = behind, behind = later;
+		k = next, next = last;
+	}
+	for (int i = block; i < chunks * parts.steps; i += blocks)
+		prepare_steps<16>(a, views[i / parts.steps], i % parts.steps, s.one);
+}
+
+template <int ROWS, bool WITH_X>
+static cudaError_t launch(const struct chunk_params &a, bool early, unsigned blocks, cudaStream_t stream)
+{
+	return launch_early(early, prepare_chunks<ROWS, WITH_X>, blocks, 32 * warps_of(ROWS), 0, stream, a);
 }
 
 cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weights *weights, int layer,
@@ -366,6 +467,17 @@ cudaError_t chunk_prepare(const struct layout *layout, const struct layer_weight
 	unsigned blocks = (unsigned)(items < 1 << 16 ? items : 1 << 16);
 
 	if (items <= (size_t)processors)
-		return launch_early(early, prepare_chunks<8>, blocks, 32 * warps_of(8), 0, stream, a, with_x);
-	return launch_early(early, prepare_chunks<16>, blocks, 32 * warps_of(16), 0, stream, a, with_x);
+		return with_x ? launch<8, true>(a, early, blocks, stream) : launch<8, false>(a, early, blocks, stream);
+	if (!with_x || !early)
+		return with_x ? launch<16, true>(a, early, blocks, stream) : launch<16, false>(a, early, blocks, stream);
+	blocks = blocks < 2 * (unsigned)processors ? blocks : 2 * (unsigned)processors;
+	return launch_early(early, prepare_many, blocks, MANY_THREADS, sizeof(struct prepare_many_memory), stream, a);
+}
+
+cudaError_t chunk_prepare_setup(bool early)
+{
+	if (!early)
+		return cudaSuccess; /* nor has every processor as much shared memory */
+	return cudaFuncSetAttribute(prepare_many, cudaFuncAttributeMaxDynamicSharedMemorySize,
+				    sizeof(struct prepare_many_memory));
 }

@@ -29,7 +29,7 @@ bool forward_chunked(const struct layout *layout, enum precision precision, size
 
 /* Bytes of the working memory, in the order in which forward_open takes it. */
 struct sizes {
-	size_t residual, normed, proj, gated, mixed, squares, x, weighted, bc, scores, steps, states;
+	size_t residual, normed, proj, gated, mixed, squares, x, bc, scores, steps, states, known;
 	size_t state_chunks;
 };
 
@@ -51,10 +51,11 @@ static struct sizes sizes_of(const struct forward *f, const struct batch_limits 
 	if (!f->chunked)
 		return s;
 	s.state_chunks = f->on_chip ? (rows / limits->window + 1) * window_chunks : limits->chunks;
-	s.x = s.weighted = s.state_chunks * slices * CHUNK_ROWS * SLICE * number;
+	s.x = s.state_chunks * slices * CHUNK_ROWS * SLICE * number;
 	s.bc = limits->units * 2 * (size_t)l->groups * 16 * (size_t)l->state * number;
 	s.scores = limits->score_tiles * (size_t)l->groups * 256 * sizeof(float);
 	s.steps = limits->units * (size_t)l->heads * 16 * STEP_PLANES * sizeof(float);
+	s.known = s.state_chunks * sizeof(unsigned);
 	s.states = s.state_chunks * slices * SLICE * (size_t)l->state * number;
 	return s;
 }
@@ -63,8 +64,8 @@ size_t forward_bytes(const struct forward *forward, const struct batch_limits *l
 {
 	struct sizes s = sizes_of(forward, limits);
 
-	return s.residual + s.normed + s.proj + s.gated + s.mixed + s.squares + s.x + s.weighted + s.bc + s.scores +
-	       s.steps + s.states;
+	return s.residual + s.normed + s.proj + s.gated + s.mixed + s.squares + s.x + s.bc + s.scores + s.steps +
+	       s.states + s.known;
 }
 
 /* Zeroed device memory, freed by forward_close. */
@@ -90,8 +91,9 @@ int forward_open(struct forward *forward, struct error *err)
 	struct { size_t bytes; void *to; } blocks[] = {
 		{ s.residual, &f->residual }, { s.normed, &f->normed }, { s.proj, &f->proj },
 		{ s.gated, &f->gated }, { s.mixed, &f->mixed }, { s.squares, &f->squares },
-		{ s.x, &f->chunk.x }, { s.weighted, &f->chunk.weighted }, { s.bc, &f->chunk.bc },
+		{ s.x, &f->chunk.x }, { s.bc, &f->chunk.bc },
 		{ s.scores, &f->chunk.scores }, { s.steps, &f->chunk.steps }, { s.states, &f->chunk.states },
+		{ s.known, &f->chunk.known },
 	};
 	int rc = 0;
 
@@ -108,7 +110,11 @@ int forward_open(struct forward *forward, struct error *err)
 	if (rc == 0 && f->on_chip)
 		rc = cuda_check(chunk_segments_setup(), "preparing kernels", err);
 	if (rc == 0 && f->chunked)
+		rc = cuda_check(chunk_prepare_setup(f->hopper), "preparing kernels", err);
+	if (rc == 0 && f->chunked)
 		rc = cuda_check(chunk_states_setup(), "preparing kernels", err);
+	if (rc == 0 && f->chunked && f->hopper)
+		rc = cuda_check(chunk_heads_setup(), "preparing kernels", err);
 	if (rc == 0 && f->chunked)
 		rc = cuda_check(chunk_outputs_setup(), "preparing kernels", err);
 	return rc;
@@ -170,7 +176,9 @@ cudaError_t forward_mix(const struct forward *forward, int i, const struct batch
 	const struct layer_weights *weights = &f->weights->layers[i];
 	struct scan args = { weights, i, f->proj, f->gated, f->squares, f->hopper };
 	const int processors = f->processors;
-	const bool early = f->hopper && size->chunks <= (size_t)processors; /* of many, blocks would share processors */
+	const bool few = size->chunks <= (size_t)processors;
+	const bool apart = f->hopper && !few && chunk_heads_serves(l, size->segments, processors);
+	const bool early = f->hopper && (few || apart); /* otherwise blocks would share processors */
 	cudaError_t status;
 
 	if (mixer == MIXER_SCAN)
@@ -181,9 +189,11 @@ cudaError_t forward_mix(const struct forward *forward, int i, const struct batch
 		return chunk_segments(l, weights, i, &f->chunk, &f->proj_boxes, f->view, size->segments, processors,
 				      f->stream);
 	if (status == cudaSuccess)
-		status = chunk_states(l, i, &f->chunk, f->view, size->segments, early, f->stream);
+		status = apart ? chunk_heads(l, i, &f->chunk, f->view, size->segments, processors, f->stream) :
+				 chunk_states(l, i, &f->chunk, f->view, size->segments, early, f->stream);
 	if (status == cudaSuccess)
-		status = chunk_outputs(l, weights, i, &f->chunk, f->view, size->chunks, early, processors, f->stream);
+		status = chunk_outputs(l, weights, i, &f->chunk, f->view, size->chunks, early, apart, processors,
+				       f->stream);
 	return status;
 }
 

@@ -5,12 +5,7 @@
 #ifndef GPU_MBARRIER_CUH
 #define GPU_MBARRIER_CUH
 
-#include <stdint.h>
-
-static __device__ inline uint32_t shared_address(const void *at)
-{
-	return (uint32_t)__cvta_generic_to_shared(at);
-}
+#include "gpu/tile.cuh"
 
 /* An mbarrier on which `arrivals` arrive in each phase. */
 static __device__ inline void mbarrier_init(uint64_t *barrier, int arrivals)

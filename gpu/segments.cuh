@@ -118,12 +118,6 @@ static __device__ void group_barrier(void)
 	warpgroup_barrier(1 + threadIdx.x / GROUP_THREADS);
 }
 
-/* A number that all lanes of the warp have, known to the compiler as such. */
-static __device__ int uniform(int n)
-{
-	return __shfl_sync(0xffffffff, n, 0);
-}
-
 /* C of a chunk; by one thread. */
 template <int N>
 static __device__ void fetch_c(const struct chunk_params &a, struct segments_memory<N> &s, const struct item &item,
@@ -304,7 +298,7 @@ static __device__ void weigh_x(const char *x, const float *weight, int edge, uin
 		if (j >= edge)
 			break;
 		tile_load_transposed(r, (const bfloat16 *)(row + 2 * j * X_CORES));
-		weigh(r, weight + 16 * j, left[j]);
+		weigh(r, row_weights(weight + 16 * j), left[j]);
 	}
 }
 

@@ -38,12 +38,33 @@ static __device__ inline void tile_load_transposed(uint32_t r[4], const bfloat16
 		     : "memory");
 }
 
+static __device__ inline uint32_t shared_address(const void *at)
+{
+	return (uint32_t)__cvta_generic_to_shared(at);
+}
+
+/* An address that the compiler computes here, and not anew, in pieces, for each of several uses that differ a little. */
+static __device__ inline uint32_t once(uint32_t address)
+{
+	asm volatile("" : "+r"(address));
+	return address;
+}
+
+template <typename T> static __device__ inline const T *once(const T *address)
+{
+	asm volatile("" : "+l"(address));
+	return address;
+}
+
 /* Copy 16 bytes from global to shared memory in the background. */
+static __device__ inline void copy16_to(uint32_t to, const void *from)
+{
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
 static __device__ inline void copy16(void *to, const void *from)
 {
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
-		     "l"(from)
-		     : "memory");
+	copy16_to(shared_address(to), from);
 }
 
 static __device__ inline void copy4(void *to, const void *from)

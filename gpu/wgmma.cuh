@@ -30,6 +30,12 @@ static __device__ inline uint64_t operand_across(const void *at, int inner, int 
 	return operand_along(at, inner, outer);
 }
 
+/* A number that all lanes of the warp have, known to the compiler as such. */
+static __device__ inline int uniform(int n)
+{
+	return __shfl_sync(0xffffffff, n, 0);
+}
+
 /* Between other uses of registers and products that read or write them. */
 static __device__ inline void warpgroup_fence(void)
 {
@@ -97,7 +103,15 @@ static __device__ inline void product_across(float (&d)[32], const uint32_t (&a)
 		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-/* The same with 128 columns. */
+/* The same, a [16, 64] MN-major in shared memory. */
+static __device__ inline void product_across(float (&d)[32], uint64_t a, uint64_t b)
+{
+	asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_32 "}, %32, %33, 1, 1, 1, 1, 1;"
+		     : ACC_32(d, 0)
+		     : "l"(a), "l"(b));
+}
+
+/* The first with 128 columns. */
 static __device__ inline void product_across(float (&d)[64], const uint32_t (&a)[4], uint64_t b)
 {
 	asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES_64 "}, {%64, %65, %66, %67}, "

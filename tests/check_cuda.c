@@ -344,6 +344,46 @@ START_TEST(cut_chunked_streams_are_bit_identical)
 }
 END_TEST
 
+/* A stream of so many chunks at once that the states of later ones are on their way while earlier ones are put out. */
+START_TEST(long_streams_are_bit_identical)
+{
+	const size_t window = chunked[_i].window, columns = 64, chunks = (window + 63) / 64;
+	const size_t n = (150 / chunks + 1) * window + 5, step = 3 * window;
+	struct model *model = chunked_model(_i);
+	const struct device_options options = {
+		.precision = PRECISION_BFLOAT16, .window = window, .max_rows = n + window, .outputs = final_output,
+		.n_outputs = 1, .cache_bytes = CACHE_BYTES
+	};
+	struct device *device = stream_device("cuda", model, &options);
+	struct cache *whole = stream_cache(device), *cut = stream_cache(device);
+	float *rows = random_rows(n * columns, 5), *want = malloc(n * columns * sizeof *want), *states[2];
+	float *got = malloc(n * columns * sizeof *got);
+
+	stream_run(device, whole, rows, n, want);
+	for (size_t from = 0; from < n; from += step) {
+		const struct piece piece = {
+			.cache = cut, .rows = rows + from * columns, .n = n - from < step ? n - from : step,
+			.hidden = got + from * columns, .stride = n
+		};
+
+		stream_batch(device, &piece, 1);
+	}
+	ck_assert(!memcmp(got, want, n * columns * sizeof *got));
+	states[0] = stream_export(device, whole);
+	states[1] = stream_export(device, cut);
+	ck_assert(!memcmp(states[0], states[1], shape_cache_floats(&model->shape) * sizeof(float)));
+	for (int i = 0; i < 2; i++)
+		free(states[i]);
+	cache_free(device, whole);
+	cache_free(device, cut);
+	free(rows);
+	free(want);
+	free(got);
+	device_close(device);
+	model_free(model);
+}
+END_TEST
+
 /* All streams have run: every cache is in a slot or on the host, and some came back again and again. */
 static void check_counts(struct device *device, size_t slots)
 {
@@ -743,6 +783,7 @@ int main(void)
 	tcase_add_loop_test(chunks, chunks_agree_with_cpu, 0, N_CHUNKED);
 	tcase_add_loop_test(determinism, cut_golden_streams_are_bit_identical, 0, GOLDEN_CASES);
 	tcase_add_loop_test(determinism, cut_chunked_streams_are_bit_identical, 0, N_CHUNKED);
+	tcase_add_loop_test(determinism, long_streams_are_bit_identical, 0, N_CHUNKED);
 	tcase_add_test(determinism, evicted_caches_come_back);
 	tcase_add_test(determinism, rows_that_follow_change_nothing);
 	tcase_add_loop_test(device, cache_moves_between_cpu_and_gpu, 0, GOLDEN_CASES);
@@ -751,6 +792,7 @@ int main(void)
 	tcase_add_loop_test(device, outputs_are_rounded, 0, 2);
 	tcase_add_test(device, refusals_say_why);
 	tcase_add_loop_test(small, every_kernel_agrees_with_cpu, 0, N_KERNELS);
+	tcase_add_loop_test(small, long_streams_are_bit_identical, 1, 2);
 	tcase_add_test(small, rows_of_any_dtype);
 	suite_add_tcase(suite, golden);
 	suite_add_tcase(suite, chunks);

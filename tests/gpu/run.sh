@@ -95,7 +95,8 @@ if asked sanitizers; then
 			stage "$tool" sanitize "$tool" --kernel-name-exclude kns=multiply
 		done
 		# The kernels with shared memory, one after another: racecheck does not survive all of them at once.
-		for kernel in add_norm_rows prepare_chunks product_few scan_heads ssd_outputs ssd_segments ssd_states; do
+		for kernel in add_norm_rows prepare_chunks prepare_many product_few scan_heads ssd_heads ssd_outputs ssd_segments \
+			ssd_states; do
 			stage "racecheck $kernel" sanitize racecheck --kernel-name "kns=$kernel"
 		done
 	else
