@@ -8,19 +8,23 @@
  * bfloat16.
  *
  * The same bits as chunk_states', for many chunks of few segments, on Hopper.  A block takes the state of a head, 64
- * columns of x, or 64 n of it where that leaves half of the processors to others; and it has a processor to itself.
- * chunk_outputs runs beside it on the others, and is told how far the block is.  Chunks depend on each other in nothing
- * but the state, so the warpgroups that have it, 64 n each, only decay, store and multiply.  A chunk goes from hand to
- * hand: one of four warps fetches it, a warpgroup weighs its x in place, those multiply, and another warp tells that they
- * have.
+ * columns of x, or 64 n of it where that leaves half of the processors to others.  chunk_outputs runs beside it, and is
+ * told how far the block is; of its blocks one has room beside one of 64 n, and none beside a whole head's.  Chunks depend
+ * on each other in nothing but the state, so the warpgroups that have it, 64 n each, only decay, store and multiply: all
+ * else is done before or behind.  A chunk goes from hand to hand: a warp fetches it, a warpgroup weighs its x in place,
+ * those multiply, and another warp lets go of its place and tells that they have.
  */
 #define TILES (CHUNK_ROWS / 16)
 #define HEAD 64  /* columns */
 #define WIDTH 64 /* n of a warpgroup */
 #define STAGES 8u
-#define FETCHERS 4 /* warps; 32 and STAGES are multiples of it, so a stage is always the same one's */
-#define TOLD 4     /* chunks at a time */
-#define WHOLE_SHARED (200 * 1000) /* bytes of shared memory that keep other blocks off the processor */
+#define WEIGHERS 2 /* warpgroups, by turns */
+#define FETCHERS 2 /* warps, by turns; 32 is a multiple of it */
+#define TELLERS 2  /* warps, by turns, of TOLD chunks each */
+#define TOLD 4
+#define REGISTERS 88 /* of a thread: leaves room for a block of chunk_outputs */
+
+static_assert(STAGES % FETCHERS == 0 && STAGES % (TELLERS * TOLD) == 0, "a stage is always the same warp's");
 
 /* COLUMNS: n of a block. */
 template <int COLUMNS> struct __align__(128) heads_stage {
@@ -32,7 +36,7 @@ template <int COLUMNS> struct __align__(128) heads_stage {
 	uint64_t full, weighed, done, empty;
 };
 
-/* Warps that multiply; then come four that weigh, those that fetch and one that tells. */
+/* Warps that multiply; then come those that weigh, fetch and tell. */
 static constexpr __host__ __device__ int multipliers(int columns)
 {
 	return columns / WIDTH * 4;
@@ -40,15 +44,14 @@ static constexpr __host__ __device__ int multipliers(int columns)
 
 static constexpr __host__ __device__ int threads_of(int columns)
 {
-	return 32 * (multipliers(columns) + 4 + FETCHERS + 1);
+	return 32 * (multipliers(columns) + 4 * WEIGHERS + FETCHERS + TELLERS);
 }
 
-/* What a block works on; stages are used by turns, from `turn` on. */
+/* What a block works on. */
 template <int COLUMNS> struct heads_item {
 	struct segment_view segment;
 	int group, head, part; /* part: of the head's n */
-	struct heads_stage<COLUMNS> *stages;
-	unsigned turn;
+	struct heads_stage<COLUMNS> *stages; /* [STAGES], used by turns */
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -56,12 +59,12 @@ template <int COLUMNS> struct heads_item {
 template <int COLUMNS>
 static __device__ struct heads_stage<COLUMNS> &stage_of(const struct heads_item<COLUMNS> &item, int chunk)
 {
-	return item.stages[(item.turn + chunk) % STAGES];
+	return item.stages[chunk % STAGES];
 }
 
-template <int COLUMNS> static __device__ int parity_of(const struct heads_item<COLUMNS> &item, int chunk)
+static __device__ int parity_of(int chunk)
 {
-	return (item.turn + chunk) / STAGES % 2;
+	return chunk / STAGES % 2;
 }
 
 /* Start to copy a chunk to its stage; by a warp, of which eight lanes have eight rows of B each. */
@@ -92,7 +95,7 @@ template <int COLUMNS>
 static __device__ void fetch_item(const struct chunk_params &a, const struct heads_item<COLUMNS> &item)
 {
 	const int lane = threadIdx.x % 32, chunks = item.segment.chunks;
-	const int begin = (threadIdx.x / 32 - item.turn) % FETCHERS;
+	const int begin = threadIdx.x / 32 % FETCHERS;
 	const struct chunk_view *views = a.batch->chunks + item.segment.chunk;
 	struct chunk_view ahead = views[min(lane, chunks - 1)];
 
@@ -107,32 +110,36 @@ static __device__ void fetch_item(const struct chunk_params &a, const struct hea
 
 			k.rows = __shfl_sync(0xffffffff, now.rows, i);
 			k.unit = __shfl_sync(0xffffffff, now.unit, i);
-			mbarrier_wait(&s.empty, !parity_of(item, first + i));
+			mbarrier_wait(&s.empty, !parity_of(first + i));
 			publish_to_async();
 			fetch_chunk(a, item, first + i, k, s);
 		}
 	}
 }
 
-/* Let go of stages that are done with, and tell of the states that were left, some chunks at a time; by one thread. */
+/* Let go of stages that are done with, and tell of the states that were left, where it is the warp's turn; by a thread. */
 template <int COLUMNS>
 static __device__ void tell_item(const struct chunk_params &a, const struct heads_item<COLUMNS> &item)
 {
 	const int chunks = item.segment.chunks;
 
-	for (int n = 0, told = 0; n < chunks; n++) {
-		struct heads_stage<COLUMNS> &s = stage_of(item, n);
+	for (int first = threadIdx.x / 32 % TELLERS * TOLD; first < chunks; first += TELLERS * TOLD) {
+		const int end = min(first + TOLD, chunks);
 
-		mbarrier_wait(&s.done, parity_of(item, n));
-		mbarrier_arrive(&s.empty);
-		if (n + 1 == chunks || n + 1 == told + TOLD) {
-			tell(a.buffers.known + item.segment.chunk + told, n + 1 - told, COLUMNS / 64);
-			told = n + 1;
+		for (int n = first; n < end; n++) {
+			struct heads_stage<COLUMNS> &s = stage_of(item, n);
+
+			mbarrier_wait(&s.done, parity_of(n));
+			mbarrier_arrive(&s.empty);
 		}
+		tell(a.buffers.known + item.segment.chunk + first, end - first, COLUMNS / 64);
 	}
 }
 
-/* x times the weights of its rows, in place, but in other cores: by a warpgroup, a thread part of a row. */
+/*
+ * x times the weights of its rows, in place, but in other cores: by a warpgroup, a thread part of a row.  Behind the chunk's
+ * last tile x and B are zero.
+ */
 template <int COLUMNS> static __device__ void weigh_chunk(struct heads_stage<COLUMNS> &s)
 {
 	const int t = threadIdx.x % 128, row = t / 16 * 8 + t % 8, core = t / 8 % 2, edge = (s.rows + 15) / 16;
@@ -145,102 +152,121 @@ template <int COLUMNS> static __device__ void weigh_chunk(struct heads_stage<COL
 #pragma unroll
 	for (int slice = 0; slice < HEAD / SLICE; slice++)
 		x[slice] = *(const uint4 *)(s.x + slice * CHUNK_ROWS * SLICE + 8 * t);
-	warpgroup_barrier(1); /* all have read */
+	warpgroup_barrier(1 + threadIdx.x / 128 % WEIGHERS); /* all have read */
 #pragma unroll
 	for (int slice = 0; slice < HEAD / SLICE; slice++) {
 		uint32_t *two = (uint32_t *)&x[slice];
 
 #pragma unroll
 		for (int i = 0; i < 4; i++)
-			two[i] = pack2(first_of(two[i]) * weight, second_of(two[i]) * weight);
+			two[i] = row < 16 * edge ? pack2(first_of(two[i]) * weight, second_of(two[i]) * weight) : 0;
 		*(uint4 *)(s.x + core_place(row, slice * SLICE + core * 8, HEAD)) = x[slice];
 	}
+	if (edge < TILES)
+		for (int i = edge * 16 * COLUMNS + 8 * t; i < CHUNK_ROWS * COLUMNS; i += 8 * 128)
+			*(uint4 *)(s.b + i) = make_uint4(0, 0, 0, 0);
 	publish_to_async();
 }
 
-/* The segment's chunks, as they come; by the warpgroup that weighs. */
+/* Each WEIGHERS_th of the segment's chunks, as they come; by a warpgroup. */
 template <int COLUMNS> static __device__ void weigh_item(const struct heads_item<COLUMNS> &item)
 {
-	for (int n = 0; n < item.segment.chunks; n++) {
+	const int begin = ((int)threadIdx.x / 32 - multipliers(COLUMNS)) / 4;
+
+	for (int n = begin; n < item.segment.chunks; n += WEIGHERS) {
 		struct heads_stage<COLUMNS> &s = stage_of(item, n);
 
-		mbarrier_wait(&s.full, parity_of(item, n));
+		mbarrier_wait(&s.full, parity_of(n));
 		weigh_chunk(s);
 		mbarrier_arrive(&s.weighed);
 	}
 }
 
-/* A chunk that has been weighed, as a warpgroup multiplies it. */
-struct weighed_chunk {
-	uint64_t x, b; /* operands of the first 16 rows */
-	float decay;
-	int edge;
+/* Where a chunk is. */
+template <int COLUMNS> struct heads_place {
+	struct heads_stage<COLUMNS> *stage;
+	int parity;
 };
 
 template <int COLUMNS>
-static __device__ struct weighed_chunk weighed(const struct heads_item<COLUMNS> &item, int n, int column)
+static __device__ struct heads_place<COLUMNS> next_place(const struct heads_item<COLUMNS> &item,
+							 struct heads_place<COLUMNS> place)
 {
-	struct heads_stage<COLUMNS> &s = stage_of(item, n);
-	struct weighed_chunk w;
-
-	mbarrier_wait(&s.weighed, parity_of(item, n));
-	w.edge = (s.rows + 15) / 16;
-	w.decay = s.decay;
-	w.x = operand_across(s.x, HEAD * 16, 128);
-	w.b = operand_across(s.b + core_place(0, column, COLUMNS), COLUMNS * 16, 128);
-	return w;
+	if (++place.stage == item.stages + STAGES)
+		place.stage = item.stages, place.parity ^= 1;
+	return place;
 }
 
-/* All chunks of the segment; by a warpgroup with 64 n of the head's state. */
+/*
+ * All chunks of the segment; by a warpgroup with 64 n of the head's state.  What each chunk's products wait for is the end
+ * of the last one's: so a warpgroup looks for the next chunk before it multiplies, and stores and waits while it does.
+ */
 template <int COLUMNS>
 static __device__ void multiply_item(const struct chunk_params &a, const struct heads_item<COLUMNS> &item)
 {
 	const int slice = item.head * (HEAD / SLICE) + threadIdx.x / 32 % 4, column = threadIdx.x / 128 * WIDTH;
 	const int n_columns = a.layout.state, first = (item.part * COLUMNS + column) / 16;
+	const int chunks = item.segment.chunks, kept = item.segment.kept_chunks;
 	uint4 *to = states_of(a, item.segment.chunk, slice) + first * 32 + threadIdx.x % 32;
 	const size_t step = (size_t)(a.layout.inner / SLICE) * (n_columns / 16) * 32;
 	float *state = state_of(a, item.segment, slice);
-	struct weighed_chunk now;
+	struct heads_place<COLUMNS> now = { &stage_of(item, 0), parity_of(0) };
 	uint4 left[WIDTH / 16];
-	float h[WIDTH / 2];
+	float h[WIDTH / 2], decay;
+	int n = 0;
 
 	load_state<WIDTH>(state, n_columns, first, h);
-	now = weighed(item, 0, column);
+	mbarrier_wait(&now.stage->weighed, now.parity);
+	decay = now.stage->decay;
 #pragma unroll 1
-	for (int n = 0; n < item.segment.chunks; n++, to += step) {
-		const int edge = uniform(now.edge);
+	for (int stop = kept;; stop = chunks) { /* the state behind `kept` leaves between these two, not in the loop */
+#pragma unroll 1
+		for (; n < stop; n++, to += step) {
+			const uint64_t x = operand_across(now.stage->x, HEAD * 16, 128);
+			const uint64_t b = operand_across(now.stage->b + core_place(0, column, COLUMNS), COLUMNS * 16,
+							  128);
+			const struct heads_place<COLUMNS> next = next_place(item, now);
+			const bool more = n + 1 < chunks;
+			const bool there = !more || mbarrier_passed(&next.stage->weighed, next.parity);
 
-		pack_state<WIDTH>(h, left);
+			pack_state<WIDTH>(h, left);
 #pragma unroll
-		for (int i = 0; i < WIDTH / 2; i++)
-			h[i] *= now.decay;
-		warpgroup_fence();
+			for (int i = 0; i < WIDTH / 2; i++)
+				h[i] *= decay;
+			settle(h);
+			warpgroup_fence();
 #pragma unroll
-		for (int j = 0; j < TILES; j++)
-			if (j < edge)
-				product_across(h, operand_behind(now.x, 2 * j * HEAD * 16),
-					       operand_behind(now.b, 2 * j * COLUMNS * 16));
-		warpgroup_commit();
-		if (n + 1 < item.segment.chunks)
-			now = weighed(item, n + 1, column);
+			for (int j = 0; j < TILES; j++)
+				product_across(h, operand_behind(x, 2 * j * HEAD * 16),
+					       operand_behind(b, 2 * j * COLUMNS * 16));
+			warpgroup_commit();
+			if (!there)
+				mbarrier_wait(&next.stage->weighed, next.parity);
+			if (more)
+				decay = next.stage->decay;
 #pragma unroll
-		for (int v = 0; v < WIDTH / 16; v++)
-			to[v * 32] = left[v];
-		warpgroup_wait<0>();
-		mbarrier_arrive(&stage_of(item, n).done);
-		if (n + 1 == item.segment.kept_chunks)
+			for (int v = 0; v < WIDTH / 16; v++)
+				to[v * 32] = left[v];
+			warpgroup_wait<0>();
+			settle(h);
+			mbarrier_arrive(&now.stage->done);
+			now = next;
+		}
+		if (n == kept && n > 0)
 			store_state<WIDTH>(state, n_columns, first, h);
+		if (n == chunks)
+			break;
 	}
 }
 
 #endif
 
 template <int COLUMNS>
-static __global__ void __launch_bounds__(threads_of(COLUMNS), 1) ssd_heads(const struct chunk_params a)
+static __global__ void __maxnreg__(REGISTERS) ssd_heads(const struct chunk_params a)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 	extern __shared__ __align__(128) char shared[];
-	struct heads_item<COLUMNS> item = { .stages = (struct heads_stage<COLUMNS> *)shared, .turn = 0 };
+	struct heads_item<COLUMNS> item = { .stages = (struct heads_stage<COLUMNS> *)shared };
 	const int heads = a.layout.heads, parts = a.layout.state / COLUMNS, warp = threadIdx.x / 32;
 
 	if (threadIdx.x < STAGES) {
@@ -252,29 +278,28 @@ static __global__ void __launch_bounds__(threads_of(COLUMNS), 1) ssd_heads(const
 	publish_to_async();
 	__syncthreads();
 	next_may_begin();
-	for (int i = blockIdx.x; i < a.batch->n_segments * heads * parts; i += gridDim.x) {
-		item.segment = a.batch->segments[i / (heads * parts)];
-		item.head = i / parts % heads;
-		item.group = item.head / (heads / a.layout.groups);
-		item.part = i % parts;
-		if (warp < multipliers(COLUMNS))
-			multiply_item(a, item);
-		else if (warp < multipliers(COLUMNS) + 4)
-			weigh_item(item);
-		else if (warp < multipliers(COLUMNS) + 4 + FETCHERS)
-			fetch_item(a, item);
-		else if (threadIdx.x % 32 == 0)
-			tell_item(a, item);
-		item.turn += item.segment.chunks;
-	}
+	if (blockIdx.x >= a.batch->n_segments * heads * parts)
+		return;
+	item.segment = a.batch->segments[blockIdx.x / (heads * parts)];
+	item.segment.chunks = uniform(item.segment.chunks);
+	item.segment.kept_chunks = uniform(item.segment.kept_chunks);
+	item.head = blockIdx.x / parts % heads;
+	item.group = item.head / (heads / a.layout.groups);
+	item.part = blockIdx.x % parts;
+	if (warp < multipliers(COLUMNS))
+		multiply_item(a, item);
+	else if (warp < multipliers(COLUMNS) + 4 * WEIGHERS)
+		weigh_item(item);
+	else if (warp < multipliers(COLUMNS) + 4 * WEIGHERS + FETCHERS)
+		fetch_item(a, item);
+	else if (threadIdx.x % 32 == 0)
+		tell_item(a, item);
 #endif
 }
 
 template <int COLUMNS> static constexpr size_t shared_of(void)
 {
-	const size_t stages = STAGES * sizeof(struct heads_stage<COLUMNS>);
-
-	return stages < WHOLE_SHARED ? WHOLE_SHARED : stages;
+	return STAGES * sizeof(struct heads_stage<COLUMNS>);
 }
 
 template <int COLUMNS> static cudaError_t launch(const struct chunk_params &a, size_t blocks, cudaStream_t stream)

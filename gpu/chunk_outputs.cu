@@ -9,8 +9,8 @@
  * apart: it runs beside chunk_heads, and a block waits for the states before its chunk (follow.cuh).
  *
  * A block takes a chunk and eight neighbouring slices of one group, which share C and the scores.  A slice is that of
- * PARTS warps, which take its tiles of 16 rows in turns: of one, or of two where there is so little work that no two
- * blocks share a processor.
+ * PARTS warps, which take its tiles of 16 rows in turns, two at a time: of one, or of two where there is so little work
+ * that no two blocks share a processor.
  */
 #define Z_PITCH (BLOCK_COLUMNS + 8) /* numbers from a row of z to the next */
 
@@ -120,51 +120,53 @@ static __device__ void mask_scores(struct outputs_memory<N> &s, const struct out
 	}
 }
 
-/* What a warp needs for 16 rows: pointers to its lane's share, which go from these rows to later ones. */
+/* What a warp needs for two tiles of 16 rows: pointers to its lane's share of the first, which go on to later ones. */
 struct outputs_rows {
 	const bfloat16 *c, *z;
 	const float *reach;
-	const uint4 *masked;
+	const uint4 *masked[2];
 	float *squares;
 	bfloat16 *to;
 	int row; /* the lane's first, of two that are eight apart */
 };
 
 /*
- * y in the rows' 16 columns of the warp's slice, i tiles of 16 rows behind the chunk's first: sum[t] is the accumulator
- * of places p 8 t to 8 t + 7.
+ * y in two tiles of 16 rows and the warp's slice, tile i of the chunk and the PARTS_th behind it: sum[which][t] is the
+ * accumulator of places 8 t to 8 t + 7.  What comes of a tile behind the chunk's last is nothing to look at.
  */
-template <int N>
-static __device__ void output_tile(const struct outputs_rows &r, const bfloat16 *x, const uint4 (&h)[N / 16], int i,
-				   float (&sum)[2][4])
+template <int N, int PARTS>
+static __device__ void output_tiles(const struct outputs_rows &r, const bfloat16 *x, const uint4 (&h)[N / 16], int i,
+				    float (&sum)[2][2][4])
 {
-	float low = r.reach[0], high = r.reach[8];
-	uint32_t left[4], right[4];
+	uint32_t left[2][4], right[4];
 
 #pragma unroll
-	for (int v = 0; v < N / 16; v++) {
-		tile_load(left, r.c + core_place(0, 16 * v, N));
-		tile_product(sum[0], left, h[v].x, h[v].y);
-		tile_product(sum[1], left, h[v].z, h[v].w);
-	}
+	for (int v = 0; v < N / 16; v++)
 #pragma unroll
-	for (int t = 0; t < 2; t++) {
-		sum[t][0] *= low;
-		sum[t][1] *= low;
-		sum[t][2] *= high;
-		sum[t][3] *= high;
-	}
+		for (int which = 0; which < 2; which++) {
+			tile_load(left[which], r.c + core_place(16 * PARTS * which, 16 * v, N));
+			tile_product(sum[which][0], left[which], h[v].x, h[v].y);
+			tile_product(sum[which][1], left[which], h[v].z, h[v].w);
+		}
+#pragma unroll
+	for (int which = 0; which < 2; which++)
+#pragma unroll
+		for (int e = 0; e < 8; e++)
+			sum[which][e / 4][e % 4] *= r.reach[16 * PARTS * which + 8 * (e / 2 % 2)];
 #pragma unroll
 	for (int j = 0; j < CHUNK_ROWS / 16; j++) {
-		uint4 m;
-
-		if (j > i)
+		if (j > i + PARTS)
 			break;
-		m = r.masked[j * 32];
-		left[0] = m.x, left[1] = m.y, left[2] = m.z, left[3] = m.w;
 		tile_load_transposed(right, x + core_place(16 * j, 0, SLICE));
-		tile_product(sum[0], left, right[0], right[1]);
-		tile_product(sum[1], left, right[2], right[3]);
+#pragma unroll
+		for (int which = 0; which < 2; which++)
+			if (which || j <= i) {
+				uint4 m = r.masked[which][j * 32];
+
+				left[which][0] = m.x, left[which][1] = m.y, left[which][2] = m.z, left[which][3] = m.w;
+				tile_product(sum[which][0], left[which], right[0], right[1]);
+				tile_product(sum[which][1], left[which], right[2], right[3]);
+			}
 	}
 }
 
@@ -183,37 +185,42 @@ static __device__ void output_chunk(const struct chunk_params &a, struct outputs
 		.c = s.c + core_place(16 * begin, 0, N) + lane_place(N),
 		.z = &s.z[row][p.own * SLICE + column],
 		.reach = step_plane(s.steps, p.warp_head, 16 * edge, STEP_REACH) + row,
-		.masked = s.masked[p.warp_head][tiles_of(begin)] + lane,
+		.masked = { s.masked[p.warp_head][tiles_of(begin)] + lane,
+			    s.masked[p.warp_head][tiles_of(begin + PARTS)] + lane },
 		.squares = &s.squares[row][p.own],
 		.to = (bfloat16 *)a.buffers.gated + (size_t)(k.row + row) * l.inner_cols + p.slice * SLICE + column,
 		.row = row
 	};
 
 #pragma unroll 1
-	for (int i = begin; i < edge; i += PARTS) {
-		float sum[2][4] = { { 0.0f } };
+	for (int i = begin; i < edge; i += 2 * PARTS) {
+		float sum[2][2][4] = { { { 0.0f } } };
 
-		output_tile<N>(r, x, h, i, sum);
+		output_tiles<N, PARTS>(r, x, h, i, sum);
 #pragma unroll
-		for (int half = 0; half < 2; half++) {
-			float y[4] = { sum[0][2 * half], sum[0][2 * half + 1], sum[1][2 * half], sum[1][2 * half + 1] };
-			uint2 z = *(const uint2 *)(r.z + half * 8 * Z_PITCH);
+		for (int half = 0; half < 4; half++) {
+			const int behind = half / 2 * 16 * PARTS + half % 2 * 8, e = half % 2 * 2; /* rows */
+			const float(&v)[2][4] = sum[half / 2];
+			float y[4] = { v[0][e], v[0][e + 1], v[1][e], v[1][e + 1] };
+			uint2 z = *(const uint2 *)(r.z + behind * Z_PITCH);
 			float gated[4], squares = gate4(y, z, gated);
 
 			squares += __shfl_xor_sync(0xffffffff, squares, 1);
 			squares += __shfl_xor_sync(0xffffffff, squares, 2);
 			if (lane % 4 == 0)
-				r.squares[half * 8 * BLOCK_SLICES] = squares;
-			if (r.row + 8 * half < k.rows)
-				*(uint2 *)(r.to + half * eight_rows) = weighted4(gated, weight);
+				r.squares[behind * BLOCK_SLICES] = squares;
+			if (r.row + behind < k.rows)
+				*(uint2 *)(r.to + behind / 8 * eight_rows) = weighted4(gated, weight);
 		}
-		r.c += core_place(16 * PARTS, 0, N);
-		r.z += 16 * PARTS * Z_PITCH;
-		r.reach += 16 * PARTS;
-		r.masked += (PARTS * i + tiles_of(PARTS)) * 32; /* tiles_of(i + PARTS) - tiles_of(i) of them */
-		r.squares += 16 * PARTS * BLOCK_SLICES;
-		r.to += 2 * PARTS * eight_rows;
-		r.row += 16 * PARTS;
+		r.c += core_place(32 * PARTS, 0, N);
+		r.z += 32 * PARTS * Z_PITCH;
+		r.reach += 32 * PARTS;
+		/* tiles_of(i + 2 PARTS) - tiles_of(i) of them */
+		r.masked[0] += (2 * PARTS * i + tiles_of(2 * PARTS)) * 32;
+		r.masked[1] += (2 * PARTS * (i + PARTS) + tiles_of(2 * PARTS)) * 32;
+		r.squares += 32 * PARTS * BLOCK_SLICES;
+		r.to += 4 * PARTS * eight_rows;
+		r.row += 32 * PARTS;
 	}
 }
 
@@ -247,9 +254,9 @@ ssd_outputs(const struct chunk_params a, int slices, bool apart)
 
 		if (!apart)
 			previous_ended();
-		fetch_gates<N, PARTS>(a, s, p, k);
 		if (apart && threadIdx.x == 0)
 			hear(&a.buffers.known[chunk], known);
+		fetch_gates<N, PARTS>(a, s, p, k);
 		__syncthreads();
 		fetch<PARTS, CHUNK_ROWS * N / 8>(s.c, bc_of(a, k, p.group, 1), edge * 16 * N / 8);
 		fetch<PARTS, CHUNK_TILES * SCORE_TILE / 4>(s.scores, scores_of(a, k, p.group),

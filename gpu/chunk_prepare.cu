@@ -419,7 +419,10 @@ static __global__ void __launch_bounds__(MANY_THREADS, 2) prepare_many(const str
 	const struct prepare_item step = { blocks / wide, blocks % wide };
 	const struct chunk_view *views = a.batch->chunks;
 	struct prepare_item item = { block / wide, block % wide }, behind = item_behind(item, step, wide);
+	const struct segment_view *segments = a.batch->segments;
+	struct segment_view segment;
 	struct chunk_view k, next;
+	int current = -1;
 
 	if (chunks == 0)
 		return;
@@ -432,7 +435,8 @@ static __global__ void __launch_bounds__(MANY_THREADS, 2) prepare_many(const str
 	copies_close();
 	for (int turn = 0; item.chunk < chunks; turn = !turn) {
 		const struct prepare_item later = item_behind(behind, step, wide);
-		const struct segment_view segment = a.batch->segments[k.segment];
+		if (k.segment != current)
+			segment = segments[current = k.segment];
 		const struct chunk_view last = views[min(later.chunk, chunks - 1)];
 
 		if (behind.chunk < chunks)

@@ -41,6 +41,22 @@ static __device__ inline void mbarrier_arrive_behind_copies(uint64_t *barrier)
 	asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+/* Whether the phase with this parity has ended; does not wait. */
+static __device__ inline bool mbarrier_passed(uint64_t *barrier, int parity)
+{
+	int passed;
+
+	asm volatile("{\n"
+		     ".reg .pred done;\n"
+		     "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+		     "selp.s32 %0, 1, 0, done;\n"
+		     "}"
+		     : "=r"(passed)
+		     : "r"(shared_address(barrier)), "r"(parity)
+		     : "memory");
+	return passed;
+}
+
 /* Wait for the end of the phase with this parity. */
 static __device__ inline void mbarrier_wait(uint64_t *barrier, int parity)
 {

@@ -42,6 +42,17 @@ static __device__ inline void warpgroup_fence(void)
 	asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
+/*
+ * The compiler has all of d before this, and uses of it behind.  Beside a fence or a wait: it moves arithmetic across those,
+ * and then fences each product by itself.
+ */
+template <int N> static __device__ inline void settle(float (&d)[N])
+{
+#pragma unroll
+	for (int i = 0; i < N; i++)
+		asm volatile("" : "+f"(d[i])::"memory");
+}
+
 static __device__ inline void warpgroup_commit(void)
 {
 	asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
