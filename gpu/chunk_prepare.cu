@@ -422,7 +422,7 @@ static __global__ void __launch_bounds__(MANY_THREADS, 2) prepare_many(const str
 	const struct segment_view *segments = a.batch->segments;
 	struct segment_view segment;
 	struct chunk_view k, next;
-	int current = -1;
+	int current = -1; /* the segment that is loaded */
 
 	if (chunks == 0)
 		return;
@@ -435,8 +435,11 @@ static __global__ void __launch_bounds__(MANY_THREADS, 2) prepare_many(const str
 	copies_close();
 	for (int turn = 0; item.chunk < chunks; turn = !turn) {
 		const struct prepare_item later = item_behind(behind, step, wide);
-		if (k.segment != current)
-			segment = segments[current = k.segment];
+
+		if (k.segment != current) {
+			current = k.segment;
+			segment = segments[current];
+		}
 		const struct chunk_view last = views[min(later.chunk, chunks - 1)];
 
 		if (behind.chunk < chunks)

@@ -68,12 +68,8 @@ static __device__ inline void mbarrier_wait(uint64_t *barrier, int parity)
 		     "}" ::"r"(shared_address(barrier)), "r"(parity)
 		     : "memory");
 #else
-	asm volatile("{\n"
-		     ".reg .pred done;\n"
-		     "again: mbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-		     "@!done bra again;\n"
-		     "}" ::"r"(shared_address(barrier)), "r"(parity)
-		     : "memory");
+	while (!mbarrier_passed(barrier, parity))
+		;
 #endif
 }
 
