@@ -171,30 +171,13 @@ template <int COLUMNS> static __device__ void weigh_chunk(struct heads_stage<COL
 /* Each WEIGHERS_th of the segment's chunks, as they come; by a warpgroup. */
 template <int COLUMNS> static __device__ void weigh_item(const struct heads_item<COLUMNS> &item)
 {
-	const int begin = ((int)threadIdx.x / 32 - multipliers(COLUMNS)) / 4;
-
-	for (int n = begin; n < item.segment.chunks; n += WEIGHERS) {
+	for (int n = threadIdx.x / 128 % WEIGHERS; n < item.segment.chunks; n += WEIGHERS) {
 		struct heads_stage<COLUMNS> &s = stage_of(item, n);
 
 		mbarrier_wait(&s.full, parity_of(n));
 		weigh_chunk(s);
 		mbarrier_arrive(&s.weighed);
 	}
-}
-
-/* Where a chunk is. */
-template <int COLUMNS> struct heads_place {
-	struct heads_stage<COLUMNS> *stage;
-	int parity;
-};
-
-template <int COLUMNS>
-static __device__ struct heads_place<COLUMNS> next_place(const struct heads_item<COLUMNS> &item,
-							 struct heads_place<COLUMNS> place)
-{
-	if (++place.stage == item.stages + STAGES)
-		place.stage = item.stages, place.parity ^= 1;
-	return place;
 }
 
 /*
@@ -210,24 +193,22 @@ static __device__ void multiply_item(const struct chunk_params &a, const struct 
 	uint4 *to = states_of(a, item.segment.chunk, slice) + first * 32 + threadIdx.x % 32;
 	const size_t step = (size_t)(a.layout.inner / SLICE) * (n_columns / 16) * 32;
 	float *state = state_of(a, item.segment, slice);
-	struct heads_place<COLUMNS> now = { &stage_of(item, 0), parity_of(0) };
 	uint4 left[WIDTH / 16];
 	float h[WIDTH / 2], decay;
 	int n = 0;
 
 	load_state<WIDTH>(state, n_columns, first, h);
-	mbarrier_wait(&now.stage->weighed, now.parity);
-	decay = now.stage->decay;
+	mbarrier_wait(&stage_of(item, 0).weighed, parity_of(0));
+	decay = stage_of(item, 0).decay;
 #pragma unroll 1
 	for (int stop = kept;; stop = chunks) { /* the state behind `kept` leaves between these two, not in the loop */
 #pragma unroll 1
 		for (; n < stop; n++, to += step) {
-			const uint64_t x = operand_across(now.stage->x, HEAD * 16, 128);
-			const uint64_t b = operand_across(now.stage->b + core_place(0, column, COLUMNS), COLUMNS * 16,
-							  128);
-			const struct heads_place<COLUMNS> next = next_place(item, now);
+			struct heads_stage<COLUMNS> &s = stage_of(item, n), &next = stage_of(item, n + 1);
+			const uint64_t x = operand_across(s.x, HEAD * 16, 128);
+			const uint64_t b = operand_across(s.b + core_place(0, column, COLUMNS), COLUMNS * 16, 128);
 			const bool more = n + 1 < chunks;
-			const bool there = !more || mbarrier_passed(&next.stage->weighed, next.parity);
+			const bool there = !more || mbarrier_passed(&next.weighed, parity_of(n + 1));
 
 			pack_state<WIDTH>(h, left);
 #pragma unroll
@@ -241,16 +222,15 @@ static __device__ void multiply_item(const struct chunk_params &a, const struct 
 					       operand_behind(b, 2 * j * COLUMNS * 16));
 			warpgroup_commit();
 			if (!there)
-				mbarrier_wait(&next.stage->weighed, next.parity);
+				mbarrier_wait(&next.weighed, parity_of(n + 1));
 			if (more)
-				decay = next.stage->decay;
+				decay = next.decay;
 #pragma unroll
 			for (int v = 0; v < WIDTH / 16; v++)
 				to[v * 32] = left[v];
 			warpgroup_wait<0>();
 			settle(h);
-			mbarrier_arrive(&now.stage->done);
-			now = next;
+			mbarrier_arrive(&s.done);
 		}
 		if (n == kept && n > 0)
 			store_state<WIDTH>(state, n_columns, first, h);

@@ -254,7 +254,7 @@ ssd_outputs(const struct chunk_params a, int slices, bool apart)
 
 		if (!apart)
 			previous_ended();
-		if (apart && threadIdx.x == 0)
+		else if (threadIdx.x == 0)
 			hear(&a.buffers.known[chunk], known);
 		fetch_gates<N, PARTS>(a, s, p, k);
 		__syncthreads();
